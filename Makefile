@@ -1,0 +1,42 @@
+# midhaul: every target sets up what it needs by itself, into .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The tests are many small steps: one thread each beats many that wait for one another.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check repro bench clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Torch first and by itself: from a package index that also has CUDA builds, anything else asks for one of these.
+$(READY): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "midhaul needs Python 3.11; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	@touch $@
+
+demo: $(READY)  ## six schemes on data inside a dependency: a table and a report
+	rm -rf runs/demo
+	$(BIN)/midhaul compare examples/demo.toml --schemes local,pooled,fedavg,transfer,federated_transfer,split,federated_split --out runs/demo
+
+test: $(READY)  ## every test
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## what CI runs: lint, types, layers, tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+repro: $(READY)  ## the published figures; slow, needs MIDHAUL_DATA or the network
+	$(BIN)/python -m repro.all
+
+bench: $(READY)  ## the benchmarks
+	$(BIN)/python -m benchmarks.engines
+
+clean:  ## remove what make made
+	rm -rf $(VENV) runs build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m midhaul`."""
+
+from midhaul.cli import entry
+
+entry()

@@ -1,0 +1,306 @@
+"""The settings of a run: read from TOML, checked, and written back resolved.
+
+Every key is a field below with its help, and nothing else is accepted. `docs/config.md` is made from this list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+import tomli_w
+
+from midhaul.errors import ConfigError, nearest
+
+Options = dict[str, Any]
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Gives a dataclass field with its help and its bounds: low <= value <= high, value > above, or one of choices."""
+    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """[data]: what the devices hold."""
+
+    name: str = option("digits", "a data set (`midhaul data list`), or npz:PATH or csv:PATH for your own arrays")
+    partition: str = option(
+        "auto",
+        "who holds which rows; auto: by the natural id where there is one, else iid",
+        choices=("auto", "natural", "iid", "dirichlet", "classes", "quantity"),
+    )
+    num_devices: int = option(10, "devices to make where the partition is not natural", low=1, high=1_000_000)
+    alpha: float = option(0.5, "concentration of the Dirichlet partition; smaller is more uneven", above=0.0)
+    classes_per_device: int = option(2, "classes that each device sees, partition = classes", low=1)
+    public: float = option(0.0, "share given to the server as public data (devices if natural, else rows)", low=0, high=0.95)
+    test: str = option(
+        "auto",
+        "test rows: the publisher's held-out rows, or a share of each device's own; auto: held_out where there are any",
+        choices=("auto", "device", "held_out"),
+    )
+    test_fraction: float = option(0.2, "share of a device's rows kept for its test", above=0.0, high=0.9)
+    adapt: float = option(0.0, "share of a held-out device's rows that it may adapt on", low=0.0, high=0.9)
+    max_rows: int = option(0, "cap on a device's rows; 0: none", low=0)
+    min_rows: int = option(1, "a natural device with fewer rows takes no part; 1: none is left out", low=1)
+    options: Options = option({}, "options of the loader, for example label = 'column' for csv:")
+
+
+@dataclass(frozen=True)
+class FleetConfig:
+    """[fleet]: the devices."""
+
+    board: str = option("stm32l4", "the board of every device (`midhaul boards`)")
+    cohort: float = option(1.0, "devices in a round: a share of the fleet if at most 1, else a number", above=0.0)
+    stragglers: float = option(0.0, "share of a cohort that only has time for some of its epochs", low=0.0, high=1.0)
+    check: bool = option(True, "refuse a scheme that doesn't fit the board before the run")
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """[tiny]: the model on the devices."""
+
+    model: str = option("mlp", "a tiny model (`midhaul size --list`)")
+    norm: str = option(
+        "refuse",
+        "what becomes of batch norm: group norm instead, or kept on each device (FedBN)",
+        choices=("refuse", "group", "fedbn"),
+    )
+    options: Options = option({}, "options of the model's builder, for example hidden = [64]")
+
+
+@dataclass(frozen=True)
+class LargeConfig:
+    """[large]: the model on the server."""
+
+    model: str = option("auto", "a large model; auto picks one by the shape of its input")
+    epochs: int = option(30, "epochs of its training on public data (TL, FTL)", low=0)
+    batch: int = option(64, "rows in a step of the server", low=1)
+    lr: float = option(1e-3, "the server's learning rate for the large model", above=0.0)
+    weight_decay: float = option(1e-4, "the server's weight decay", low=0.0)
+    optimizer: str = option("adam", "the server's optimiser for the large model", choices=("adam", "sgd"))
+    options: Options = option({}, "options of the model's builder")
+
+
+@dataclass(frozen=True)
+class SchemeConfig:
+    """[scheme]: how the two are trained together."""
+
+    name: str = option("fedavg", "the scheme (`midhaul schemes`)")
+    lr: float = option(0.05, "the devices' learning rate", above=0.0)
+    momentum: float = option(0.0, "the devices' momentum", low=0.0, high=0.999)
+    weight_decay: float = option(0.0, "the devices' weight decay", low=0.0)
+    batch: int = option(16, "rows in a step of a device; 0: all of them", low=0)
+    epochs: int = option(1, "epochs a device trains in a round", low=1)
+    loss: str = option("cross_entropy", "the devices' loss", choices=("cross_entropy", "mse"))
+    proximal_mu: float = option(0.1, "fedprox: weight of the proximal term", low=0.0)
+    server_lr: float = option(0.01, "fedadam: the server's learning rate", above=0.0)
+    beta1: float = option(0.9, "fedadam: decay of the first moment", low=0.0, high=0.9999)
+    beta2: float = option(0.99, "fedadam: decay of the second moment", low=0.0, high=0.9999)
+    tau: float = option(1e-3, "fedadam: adaptivity", above=0.0)
+    drop_stragglers: bool = option(True, "fedavg, fedadam: leave out devices that didn't finish (fedprox keeps them)")
+    temperature: float = option(3.0, "transfer: temperature of the distillation", above=0.0)
+    soft_weight: float = option(0.7, "transfer: weight of the teacher against the labels", low=0.0, high=1.0)
+    distill_epochs: int = option(30, "transfer: epochs of the distillation on public data", low=0)
+    distill_lr: float = option(2e-3, "transfer: the server's learning rate for the tiny model", above=0.0)
+    tune: str = option("head", "transfer: what devices fine-tune", choices=("none", "head", "bias", "whole"))
+    cut: str = option("", "split: the layer whose output is sent; empty: the first that halves the device's work")
+    features: int = option(32, "split_u: width of what the server sends back to the device's tail", low=1)
+    head_epochs: int = option(1, "fedrep: epochs on the head before the body", low=1)
+    adapt_epochs: int = option(5, "epochs that a held-out device adapts its own slice (data.adapt > 0)", low=1)
+    pooled_model: str = option("large", "pooled: which model is trained", choices=("large", "tiny"))
+
+
+@dataclass(frozen=True)
+class LinkConfig:
+    """[link]: what lies between the server and the devices."""
+
+    radio: str = option("auto", "a radio (`midhaul boards --radios`); auto: the board's own")
+    loss: float = option(-1.0, "share of frames lost; -1: the radio's own figure", low=-1.0, high=0.999)
+    retries: int = option(3, "how often a lost frame is sent again before the device counts as absent", low=0, high=100)
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """[privacy]: what is done to an update before it leaves the device."""
+
+    clip: float = option(0.0, "largest L2 norm of a device's update; 0: no clipping", low=0.0)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """[run]: the run itself."""
+
+    rounds: int = option(20, "rounds", low=1)
+    seed: int = option(0, "the seed of everything random", low=0, high=2**63 - 1)
+    engine: str = option("stacked", "the engine", choices=("loop", "stacked"))
+    evaluate_every: int = option(1, "rounds between evaluations; the last round is always evaluated", low=1)
+    checkpoint_every: int = option(1, "rounds between checkpoints", low=1)
+    memory: str = option("1GB", "how much memory the stacked engine may use for a chunk of devices")
+    threads: int = option(0, "torch threads; 0: as torch has it", low=0, high=1024)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run is told."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+    large: LargeConfig = field(default_factory=LargeConfig)
+    scheme: SchemeConfig = field(default_factory=SchemeConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def replace(self, **changes: Any) -> Config:
+        """Gives the config with `section_key=value` changes, checked: `replace(run_seed=3)`."""
+        table = to_table(self)
+        for name, value in changes.items():
+            section, _, key = name.partition("_")
+            table.setdefault(section, {})[key] = value
+        return from_table(table)
+
+
+def read(path: Path) -> Config:
+    """Reads a config file. Raises: ConfigError in one sentence, whatever is wrong with it."""
+    return from_table(read_table(path), where=str(path))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Reads a TOML file as it is."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no config file {path}; give the path of a .toml file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the config file {path} can't be read ({error}); check the path and its permissions") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}; mend that line") from None
+
+
+def from_table(table: Mapping[str, Any], where: str = "the config") -> Config:
+    """Gives the checked config of a nested table. Raises: ConfigError naming the key and the nearest known one."""
+    sections = get_type_hints(Config)
+    parts: dict[str, Any] = {}
+    for section, values in table.items():
+        if section not in sections:
+            raise ConfigError(f"{where} has an unknown section [{section}]{nearest(section, sections)}")
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where}: {section} must be a section, [{section}], not a value")
+        parts[section] = _section(sections[section], section, values, where)
+    return Config(**parts)
+
+
+def override(table: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Gives the table with `a.b=c` assignments made; c is read as TOML, or else as a string.
+
+    >>> override({"run": {"seed": 1}}, ["run.seed=2", "data.name=har"])
+    {'run': {'seed': 2}, 'data': {'name': 'har'}}
+    """
+    out: dict[str, Any] = {section: dict(values) if isinstance(values, Mapping) else values for section, values in table.items()}
+    for assignment in assignments:
+        path, sign, text = assignment.partition("=")
+        keys = path.strip().split(".")
+        if not sign or len(keys) < 2 or not all(keys):
+            raise ConfigError(f"--set {assignment!r} is not of the form section.key=value")
+        try:
+            value = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        inner = out
+        for place in keys[:-1]:
+            inner = inner.setdefault(place, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {assignment!r}: {place} is a value, not a section")
+        inner[keys[-1]] = value
+    return out
+
+
+def to_table(config: Config) -> dict[str, Any]:
+    """Gives the config as a nested table of plain values."""
+    return dataclasses.asdict(config)
+
+
+def to_toml(config: Config) -> str:
+    """Gives the resolved config as TOML."""
+    return tomli_w.dumps(to_table(config))
+
+
+def reference() -> str:
+    """Gives docs/config.md: every section and key with its default, its bounds and its help."""
+    lines = ["# Every setting", "", "Made from `midhaul.config`; a test keeps it true.", ""]
+    for section, kind in get_type_hints(Config).items():
+        title = str(kind.__doc__).splitlines()[0].partition(": ")[2]
+        lines += [f"## [{section}]", "", title[0].upper() + title[1:], "", "| key | default | what it is |", "|---|---|---|"]
+        for place, default in zip(dataclasses.fields(kind), dataclasses.asdict(kind()).values(), strict=True):
+            shown = {True: "true", False: "false"}.get(default, f'"{default}"') if isinstance(default, bool | str) else default
+            choices = f" ({', '.join(place.metadata['choices'])})" if place.metadata["choices"] else ""
+            lines.append(f"| `{section}.{place.name}` | `{shown}` | {place.metadata['help']}{choices} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def parse_bytes(text: str) -> int:
+    """Gives the bytes of a size such as 4GB, 512MiB or 1000.
+
+    >>> parse_bytes("4GB"), parse_bytes("1.5 KiB")
+    (4000000000, 1536)
+    """
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    number = text.strip().rstrip("BbGgMmKkIi ")
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        size = float(number) * units[unit]
+    except (KeyError, ValueError):
+        raise ConfigError(f"{text!r} is not a size; write for example 512MB or 4GB") from None
+    if not math.isfinite(size) or size < 1:
+        raise ConfigError(f"{text!r} is not a usable size; write for example 512MB or 4GB")
+    return int(size)
+
+
+def _section(kind: Any, section: str, values: Mapping[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise ConfigError(f"{where} has an unknown key {section}.{key}{nearest(key, fields)}")
+        checked[key] = _value(hints[key], f"{section}.{key}", value, fields[key].metadata, where)
+    return kind(**checked)
+
+
+def _value(kind: Any, name: str, value: Any, rules: Mapping[str, Any], where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    plain = get_origin(kind) or kind
+    if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
+        wanted = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a table"}[plain]
+        raise ConfigError(f"{where}: {name} must be {wanted}, not {value!r}")
+    if rules["choices"] and value not in rules["choices"]:
+        raise ConfigError(f"{where}: {name} is {value!r}, which is not one of its choices{nearest(value, rules['choices'])}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ConfigError(f"{where}: {name} must be a finite number, not {value!r}")
+        if not rules["low"] <= value <= rules["high"] or value <= rules["above"]:
+            bounds = [f"above {rules['above']:g}"] if rules["above"] > -math.inf else []
+            bounds += [f"at least {rules['low']:g}"] if rules["low"] > -math.inf else []
+            bounds += [f"at most {rules['high']:g}"] if rules["high"] < math.inf else []
+            raise ConfigError(f"{where}: {name} is {value!r}; it must be {' and '.join(bounds)}")
+    return value
