@@ -1,0 +1,320 @@
+"""The command line: the only module that prints."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from midhaul import __version__, budget, config, report, size, train
+from midhaul import data as datasets
+from midhaul.config import Config
+from midhaul.devices import profiles
+from midhaul.errors import ConfigError, MidhaulError
+from midhaul.link import radio
+from midhaul.models import large, tiny
+from midhaul.schemes import SCHEMES
+from midhaul.units import format_bytes
+
+REFUSED = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; gives 0, or 2 where midhaul refused it in one sentence."""
+    warnings.filterwarnings("ignore", module="torch")
+    parser = _parser()
+    try:
+        chosen = parser.parse_args(arguments)
+        act: Callable[[argparse.Namespace], None] = chosen.act
+        act(chosen)
+    except MidhaulError as error:
+        print(f"midhaul: {error}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("midhaul: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`midhaul boards | head`): not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    top = _Parser(prog="midhaul", description="Train tiny models on devices and large models on servers together.")
+    top.add_argument("--version", action="version", version=f"midhaul {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, act: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help)
+        added.add_argument("--json", action="store_true", help="print JSON for programs instead of text")
+        added.set_defaults(act=act)
+        return added
+
+    run = command("run", _run, "Run one scheme from a config file.")
+    _add_config(run)
+    run.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
+    compare = command("compare", _compare, "Run several schemes on the same data, seeds and budget.")
+    _add_config(compare)
+    compare.add_argument("--schemes", required=True, metavar="A,B,C", help="names from `midhaul schemes`")
+    compare.add_argument("--seeds", default="", metavar="0,1,2", help="seeds; the config's own if not given")
+    compare.add_argument("--resume", action="store_true", help="go on with runs that were stopped, keep those that ended")
+    fits = command("size", _size, "Say whether a model fits a board, and what each op costs there.")
+    fits.add_argument("model", nargs="?", help="a tiny model")
+    fits.add_argument("--board", default="stm32l4", help="a name from `midhaul boards`")
+    fits.add_argument("--data", default="", help="take the input shape and classes from this data set")
+    fits.add_argument("--shape", default="", metavar="6,128", help="shape of one example")
+    fits.add_argument("--classes", type=int, default=0, help="number of classes")
+    fits.add_argument("--batch", type=int, default=16, help="rows in a step")
+    fits.add_argument("--norm", default="group", choices=("group", "fedbn", "refuse"), help="what becomes of batch norm")
+    fits.add_argument("--list", action="store_true", help="list the models")
+    files = command("data", _data, "List the data sets, or check their files.")
+    files.add_argument("what", choices=("list", "check"))
+    files.add_argument("names", nargs="*", help="data sets to check; all if none is named")
+    boards = command("boards", _boards, "List the boards.")
+    boards.add_argument("--radios", action="store_true", help="list the radios instead")
+    boards.add_argument("--sources", action="store_true", help="with the source of each figure")
+    command("schemes", _schemes, "List the schemes.")
+    again = command("report", _report, "Write a report of runs that have ended.")
+    again.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    again.add_argument("--out", type=Path, default=Path("report.html"), help="the HTML file to write")
+    return top
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file (docs/config.md has the keys)")
+    command.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one key; may be repeated")
+    command.add_argument("--out", type=Path, default=None, help="the output folder")
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    settings = _config(chosen)
+    out = chosen.out or Path("runs") / f"{chosen.config.stem}-{settings.scheme.name}-{settings.run.seed}"
+    with _Progress(chosen.json) as progress:
+        result = train.run(settings, out, resume=chosen.resume, tell=progress.tell, progress=progress)
+    page = report.write([out], out / "report.html")
+    if chosen.json:
+        print(json.dumps(result.summary, indent=2))
+        return
+    print(report.table([out]))
+    print(f"\nreport: {page}")
+
+
+def _compare(chosen: argparse.Namespace) -> None:
+    settings = _config(chosen)
+    names = [name.strip() for name in chosen.schemes.split(",") if name.strip()]
+    seeds = _whole_numbers(chosen.seeds, "--seeds") or [settings.run.seed]
+    if not names:
+        raise ConfigError("--schemes names no scheme; see `midhaul schemes`")
+    out = chosen.out or Path("runs") / chosen.config.stem
+    jobs = [
+        (out / f"{name}-seed{seed}", settings.replace(scheme_name=name, run_seed=seed))
+        for name in dict.fromkeys(names)
+        for seed in dict.fromkeys(seeds)
+    ]
+    for _, job in jobs[:: max(len(seeds), 1)]:
+        train.build(job)  # what can't run is refused before anything does
+    with _Progress(chosen.json) as progress:
+        for place, (folder, job) in enumerate(jobs):
+            progress.title = f"[{place + 1}/{len(jobs)}] {job.scheme.name}, seed {job.run.seed}"
+            if chosen.resume and (folder / "summary.json").exists():
+                progress.tell(f"{folder} has ended; kept as it is")
+                continue
+            train.run(job, folder, resume=chosen.resume and folder.exists(), tell=progress.tell, progress=progress)
+    folders = [folder for folder, _ in jobs]
+    page = report.write(folders, out / "report.html")
+    if chosen.json:
+        print(json.dumps([json.loads((f / "summary.json").read_text(encoding="utf-8")) for f in folders], indent=2))
+        return
+    print(report.table(folders))
+    print(f"\nreport: {page}")
+
+
+def _size(chosen: argparse.Namespace) -> None:
+    if chosen.list or not chosen.model:
+        rows = [(kind, name, entry.summary) for kind, known in (("tiny", tiny.TINY), ("large", large.LARGE)) for name, entry in known.items()]
+        _show(chosen, ("kind", "model", "what it is"), rows)
+        return
+    shape = tuple(_whole_numbers(chosen.shape, "--shape"))
+    sheet = size.sheet(
+        chosen.model, profiles.get(chosen.board), data=chosen.data, shape=shape, classes=chosen.classes,
+        batch=chosen.batch, norm=chosen.norm,
+    )
+    if chosen.json:
+        print(json.dumps(sheet.to_table(), indent=2))
+        return
+    print(sheet.heading)
+    print(_table(sheet.columns, sheet.rows))
+    print(sheet.verdict)
+
+
+def _data(chosen: argparse.Namespace) -> None:
+    if chosen.what == "list":
+        rows = []
+        for name in datasets.names():
+            about = datasets.describe(name)
+            rows.append((name, about.what, about.key or "-", about.licence))
+        if chosen.json:
+            _show(chosen, ("name", "what", "device", "licence"), rows)
+        else:
+            _show(chosen, ("name", "what", "device"), [row[:3] for row in rows])
+        return
+    rows, bad = [], 0
+    for name in chosen.names or datasets.names():
+        for status in datasets.check(name):
+            bad += status.state != "sound"
+            rows.append((name, status.name, status.state, str(status.path or "-")))
+    _show(chosen, ("data set", "file", "state", "where"), rows)
+    if bad and chosen.names:
+        raise MidhaulError(
+            f"{bad} files are not in place; set MIDHAUL_DATA to a folder that has them, or let a run fetch them"
+        )
+
+
+def _boards(chosen: argparse.Namespace) -> None:
+    if chosen.radios:
+        found = [(r.name, _rate(r.up_bps), _rate(r.down_bps), f"{1e3 * r.delay_s:g} ms", f"{r.tx_w:.3g} W", f"{r.rx_w:.3g} W") for r in radio.RADIOS.values()]
+        _show(chosen, ("radio", "up", "down", "delay", "send", "receive"), found)
+        return
+    boards = profiles.BOARDS.values()
+    if chosen.sources:
+        _show(chosen, ("board", "figure", "source"), [(b.name, figure, source) for b in boards for figure, source in b.sources.items()])
+        return
+    _show(
+        chosen,
+        ("board", "core", "clock", "flash", "SRAM", "active", "radio"),
+        [
+            (b.name, b.core, f"{b.clock_hz / 1e6:g} MHz", format_bytes(b.flash_bytes), format_bytes(b.sram_bytes), f"{1e3 * b.active_w:.3g} mW", b.radio)
+            for b in boards
+        ],
+    )
+
+
+def _schemes(chosen: argparse.Namespace) -> None:
+    rows = [(s.name, s.family, s.title, s.source) for s in SCHEMES.values()]
+    _show(chosen, ("scheme", "family", "what it is", "source"), rows if chosen.json else rows)
+
+
+def _report(chosen: argparse.Namespace) -> None:
+    page = report.write(chosen.runs, chosen.out)
+    print(json.dumps({"report": str(page)}) if chosen.json else f"{report.table(chosen.runs)}\n\nreport: {page}")
+
+
+def _config(chosen: argparse.Namespace) -> Config:
+    table = config.override(config.read_table(chosen.config), chosen.set)
+    return config.from_table(table, where=str(chosen.config))
+
+
+def _whole_numbers(text: str, what: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(f"{what} {text!r} is not a list of whole numbers such as 0,1,2") from None
+
+
+def _rate(rate_bps: float) -> str:
+    return "unlimited" if rate_bps == float("inf") else f"{rate_bps / 1e3:,.0f} kbit/s"
+
+
+def _show(chosen: argparse.Namespace, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    if chosen.json:
+        print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
+    else:
+        print(_table(columns, rows))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int = 80) -> str:
+    """Gives aligned text of at most `width` columns; the last column is folded under itself, figures lean right."""
+    cells = [list(columns), *[[str(cell) for cell in row] for row in rows]]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
+    right = [all(row[place][:1].isdigit() or row[place] in ("-", "") for row in cells[1:]) for place in range(len(columns))]
+    used = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    widths[-1] = max(12, min(widths[-1], width - used))
+    lines = []
+    for number, row in enumerate(cells):
+        folded = _fold(row[-1], widths[-1])
+        first = [cell.rjust(w) if lean else cell.ljust(w) for cell, w, lean in zip(row, widths, right, strict=True)][:-1]
+        last = folded[0].rjust(widths[-1]) if right[-1] else folded[0]
+        lines.append("  ".join([*first, last]).rstrip())
+        lines += [" " * (used) + part for part in folded[1:]]
+        if number == 0:
+            lines.append("  ".join("-" * w for w in widths))
+    return "\n".join(lines)
+
+
+def _fold(text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split(" "):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+class _Progress:
+    """Shows what is done, its rate and the time left, on the error stream."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.title = ""
+        self.bar: Any = None
+        self.label = ""
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if self.quiet:
+            return
+        if self.bar is None or label != self.label or done < self.bar.n:
+            self._close()
+            if self.title:
+                print(self.title, file=sys.stderr)
+                self.title = ""
+            live = sys.stderr.isatty()
+            self.bar = tqdm(
+                total=total, desc=f"  {label}", file=sys.stderr, mininterval=0.2 if live else 15.0, ncols=80, leave=True,
+                initial=0,
+            )
+            self.label = label
+        self.bar.update(done - self.bar.n)
+        if done == total:
+            self._close()
+
+    def tell(self, line: str) -> None:
+        if not self.quiet:
+            self._close()
+            if self.title:
+                print(self.title, file=sys.stderr)
+                self.title = ""
+            print(f"  {line}", file=sys.stderr)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,414 @@
+"""What a device can do: each op a pure function `(program, state, message, key) -> (state, reply)`.
+
+This is the slow version that is obviously right; `runtime/stacked.py` is held to it, and so is the C runtime.
+
+What a device remembers: the parameters of a message serve that op alone. Only LOAD keeps them; FIT keeps what it
+trained and was not asked to send; BACKWARD keeps the step it made.
+
+Shape letters: B rows of a batch, C classes, H the shape at the cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from midhaul import rng, tree
+from midhaul.errors import EngineError, SliceError
+from midhaul.message import ROW_KINDS, Message, Op, Reply, Settings
+from midhaul.models import losses, slices
+from midhaul.models.norm import FedBatchNorm
+from midhaul.tree import Tree
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled rows. Shapes: x [N, ...], y [N] int64."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return int(self.y.shape[0])
+
+    def at(self, rows: Indices) -> Examples:
+        """Gives the rows at these places."""
+        places = torch.from_numpy(rows)
+        return Examples(self.x[places], self.y[places])
+
+
+@dataclass(frozen=True)
+class Local:
+    """What one device holds: rows to train on, rows to test on, and rows that a new device may adapt on."""
+
+    train: Examples
+    test: Examples
+    adapt: Examples
+
+    def named(self, name: str) -> Examples:
+        """Gives the rows by the name that messages use."""
+        return {"train": self.train, "test": self.test, "adapt": self.adapt}[name]
+
+
+@dataclass(frozen=True)
+class Population:
+    """The data of a whole fleet: one array that all share, and the rows of each device.
+
+    Shapes: x [N, ...], y [N]. `train[i]` are the rows of training device i. If `own_test`, test device i is training
+    device i; else the test devices are others, numbered after those that train, and a training device that is tested
+    all the same (its model is its own) is tested on the rows of all of them.
+    """
+
+    x: Tensor
+    y: Tensor
+    train: tuple[Indices, ...]
+    test: tuple[Indices, ...]
+    adapt: tuple[Indices, ...]
+    own_test: bool
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """The devices that train."""
+        return tuple(range(len(self.train)))
+
+    @property
+    def test_devices(self) -> tuple[int, ...]:
+        """The devices that a shared model is tested on."""
+        return self.devices if self.own_test else tuple(range(len(self.train), len(self.train) + len(self.test)))
+
+    @cached_property
+    def _all_test(self) -> Indices:
+        return np.concatenate(self.test) if self.test else np.zeros(0, np.int64)
+
+    def rows(self, device: int, name: str) -> Indices:
+        """Gives the places of a device's rows, by the name that messages use: train, test or adapt."""
+        place = device if self.own_test else device - len(self.train)
+        if name == "train":
+            return self.train[device] if device < len(self.train) else np.zeros(0, np.int64)
+        if name == "test":
+            return self.test[place] if place >= 0 else self._all_test
+        return self.adapt[place] if place >= 0 and self.adapt else np.zeros(0, np.int64)
+
+    def local(self, device: int) -> Local:
+        """Gives what one device holds."""
+        whole = Examples(self.x, self.y)
+        return Local(*(whole.at(self.rows(device, name)) for name in ("train", "test", "adapt")))
+
+
+class Program:
+    """The model on a device as pure functions of a tree: one module, and for the U shape a tail behind the server."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        input_shape: tuple[int, ...],
+        *,
+        personal: tuple[str, ...] = (),
+        tail: nn.Module | None = None,
+    ) -> None:
+        self.module = module
+        self.input_shape = input_shape
+        self.personal = personal
+        self.tail = tail
+        self._norms = {name: layer for name, layer in module.named_modules() if isinstance(layer, FedBatchNorm)}
+        self._names: dict[str, tuple[str, ...]] = {}
+
+    @cached_property
+    def initial(self) -> Tree:
+        """The parameters, and the statistics that change with training, as the module was built with them."""
+        whole = dict(self.module.named_parameters())
+        for name, value in self.module.named_buffers():
+            if name in self.personal:
+                whole[name] = value
+        if self.tail is not None:
+            whole.update({f"tail.{name}": value for name, value in self.tail.named_parameters()})
+        return {name: value.detach().clone() for name, value in whole.items()}
+
+    def names(self, spec: str) -> tuple[str, ...]:
+        """Gives the names of the parameters of a slice: none, whole, front, tail, or what `models.slices` knows."""
+        if spec not in self._names:
+            self._names[spec] = self._find(spec)
+        return self._names[spec]
+
+    def sendable(self, spec: str) -> tuple[str, ...]:
+        """Gives the names of a slice less those that never leave a device."""
+        return tuple(name for name in self.names(spec) if name not in self.personal)
+
+    def _find(self, spec: str) -> tuple[str, ...]:
+        front = tuple(name for name, _ in self.module.named_parameters())
+        tail = tuple(name for name in self.initial if name.startswith("tail.")) if self.tail is not None else ()
+        fixed = {"none": (), "whole": front + tail, "front": front, "tail": tail}
+        if spec in fixed:
+            return fixed[spec]
+        if self.tail is not None:
+            raise SliceError(f"a model in U shape has no slice {spec!r}; use whole, front or tail")
+        return slices.names(self.module, spec, self.input_shape)
+
+    def call(
+        self, parameters: Tree, x: Tensor, *, training: bool, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tree]:
+        """Gives the module's output and the statistics that a training pass renewed. Shapes: x [B, ...], mask [B]."""
+        self.module.train(training)
+        for layer in self._norms.values():
+            layer.mask, layer.updated = mask, {}
+        inner = {name: value for name, value in parameters.items() if not name.startswith("tail.")}
+        out: Tensor = torch.func.functional_call(self.module, inner, (x,))
+        updated = {f"{name}.{key}": value for name, layer in self._norms.items() for key, value in layer.updated.items()}
+        for layer in self._norms.values():
+            layer.mask, layer.updated = None, {}
+        return out, updated
+
+    def call_tail(self, parameters: Tree, z: Tensor) -> Tensor:
+        """Gives the tail's logits of what the server sent. Shapes: [B, Z] -> [B, C]."""
+        if self.tail is None:
+            raise EngineError("this device has no tail: the model is not in U shape")
+        inner = {name[5:]: value for name, value in parameters.items() if name.startswith("tail.")}
+        out: Tensor = torch.func.functional_call(self.tail, inner, (z,))
+        return out
+
+
+@dataclass(frozen=True)
+class State:
+    """What a device remembers between ops: parameters, momentum, the rows of the batch it is in, and its data."""
+
+    data: Local
+    tree: Tree = field(default_factory=dict)
+    momentum: Tree = field(default_factory=dict)
+    stash: Tree = field(default_factory=dict)
+
+
+def run(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:
+    """Does one op. The key names the seed, the round and the device; each op draws its own streams from it."""
+    return _OPS[message.op](program, state, message, key)
+
+
+def batches(key: rng.Key, num_rows: int, settings: Mapping[str, Any]) -> Iterator[Indices]:
+    """Gives the rows of each step: every epoch in an order of its own, the last batch of an epoch as short as it is.
+
+    `batch` 0 is all rows; `steps` > 0 is that many steps, over as many epochs as they need, instead of `epochs`.
+    """
+    size = int(settings.get("batch", 0)) or num_rows
+    steps, made, epoch = int(settings.get("steps", 0)), 0, 0
+    while steps > made or (not steps and epoch < int(settings.get("epochs", 1))):
+        order = rng.permutation(key.at(epoch), num_rows)
+        for first in range(0, num_rows, size):
+            if steps and made == steps:
+                return
+            made += 1
+            yield order[first : first + size]
+        epoch += 1
+
+
+def sgd_step(weight: Tensor, gradient: Tensor, velocity: Tensor | None, settings: Settings) -> tuple[Tensor, Tensor | None]:
+    """Gives the weight and the velocity after one step of SGD with momentum, as torch.optim.SGD computes it."""
+    decay, momentum = float(settings.get("weight_decay", 0.0)), float(settings.get("momentum", 0.0))
+    if decay:
+        gradient = gradient.add(weight, alpha=decay)
+    if momentum and velocity is not None:
+        gradient = velocity = velocity.mul(momentum).add(gradient)
+    return weight.add(gradient, alpha=-float(settings["lr"])), velocity
+
+
+def clip_update(new: Tree, old: Tree, names: tuple[str, ...], bound: float) -> Tree:
+    """Gives the tree with the update of the named tensors scaled down to an L2 norm of at most `bound`."""
+    squares = sum((float((new[n].double() - old[n].double()).square().sum()) for n in names), 0.0)
+    factor = min(1.0, bound / max(squares**0.5, 1e-30))
+    return {**new, **{name: old[name] + (new[name] - old[name]) * factor for name in names}}
+
+
+def row_losses(logits: Tensor, y: Tensor, soft: Tensor | None, settings: Settings) -> Tensor:
+    """Gives the loss of each row under an op's settings. Shapes: [B, C], [B], [B, C] -> [B]."""
+    return losses.rows(
+        str(settings.get("loss", "cross_entropy")),
+        logits,
+        y,
+        soft,
+        float(settings.get("temperature", 1.0)),
+        float(settings.get("soft_weight", 0.0)),
+    )
+
+
+def _load(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:
+    known = program.initial
+    for name, value in message.tree.items():
+        if name not in known or known[name].shape != value.shape:
+            raise EngineError(f"a device was sent {name} of shape {tuple(value.shape)}, which its model doesn't have")
+    return replace(state, tree=_ordered(program, tree.merge(state.tree, message.tree)), stash={}), _reply(state)
+
+
+def _read(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:
+    if (what := message.settings.get("what")) in ("examples", "test"):
+        rows = state.data.train if what == "examples" else state.data.test
+        return state, Reply({"x": rows.x, "y": rows.y}, float(len(rows)), {"rows": 0.0})
+    names = program.sendable(str(message.settings.get("send", "whole")))
+    return state, _reply(state, tree.select(_parameters(program, state, message), names))
+
+
+def _fit(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:
+    settings = message.settings
+    start = _parameters(program, state, message)
+    end, metrics = _descend(program, start, state.data.train, message.tree.get("logits"), settings, key)
+    sent = program.sendable(str(settings.get("send", "none")))
+    if float(settings.get("clip", 0.0)):
+        end = clip_update(end, start, sent, float(settings["clip"]))
+    changed = {name for name in end if name in program.names(str(settings["train"])) or name in program.personal}
+    kept = {name: end[name] for name in changed if name not in sent}
+    state = replace(state, tree=_ordered(program, tree.merge(state.tree, kept)))
+    return state, Reply({name: end[name] for name in sent}, float(len(state.data.train)), metrics)
+
+
+def _adapt(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:
+    start = _parameters(program, state, message)
+    end = start
+    if len(state.data.adapt):
+        end, _ = _descend(program, start, state.data.adapt, None, message.settings, key)
+    return state, _score(program, end, state.data.test, message)
+
+
+def _forward(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:
+    settings = message.settings
+    source = str(settings.get("rows", "train"))
+    data = state.data.named(source)
+    rows = np.arange(len(data), dtype=np.int64)
+    if source == "train" and int(settings.get("batch", 0)):
+        size, first = int(settings["batch"]), int(settings["batch"]) * int(settings.get("step", 0))
+        rows = rng.permutation(key.at(int(settings.get("epoch", 0))), len(data))[first : first + size]
+    picked = data.at(rows)
+    h, _ = program.call(_parameters(program, state, message), picked.x, training=source == "train")
+    answer: Tree = {"h": h.detach()}
+    if settings.get("what") == "hy":
+        answer["y"] = picked.y
+    if source == "train":
+        state = replace(state, stash={"rows": torch.from_numpy(rows)})
+    return state, Reply(answer, float(len(rows)), {"rows": float(len(rows))})
+
+
+def _backward(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:
+    if "rows" not in state.stash:
+        raise EngineError("a device was sent BACKWARD with no batch in flight; send FORWARD first")
+    picked = state.data.train.at(state.stash["rows"].numpy())
+    if "z" in message.tree:
+        return _backward_tail(program, state, message, picked)
+    if len(picked) == 0:
+        return replace(state, stash={}), _reply(state)
+    leaves = _leaves(state.tree, program.names("front"))
+    h, updated = program.call({**state.tree, **leaves}, picked.x, training=True)
+    gradients = torch.autograd.grad(h, list(leaves.values()), grad_outputs=message.tree["g"], allow_unused=True)
+    state = _stepped(program, state, leaves, gradients, message.settings)
+    state = replace(state, tree=tree.merge(state.tree, updated), stash={})
+    return state, Reply({}, float(len(picked)), {"rows": float(len(picked))})
+
+
+def _backward_tail(program: Program, state: State, message: Message, picked: Examples) -> tuple[State, Reply]:
+    z = message.tree["z"].detach().requires_grad_(True)
+    if len(picked) == 0:
+        return state, Reply({"g": z.detach()}, 0.0, {"rows": 0.0, "loss": 0.0, "correct": 0.0})
+    leaves = _leaves(state.tree, program.names("tail"))
+    logits = program.call_tail({**state.tree, **leaves}, z)
+    loss = row_losses(logits, picked.y, None, message.settings).mean()
+    gradients = torch.autograd.grad(loss, [z, *leaves.values()])
+    state = _stepped(program, state, leaves, gradients[1:], message.settings)
+    correct = float((logits.argmax(1) == picked.y).sum())
+    metrics = {"rows": float(len(picked)), "loss": float(loss.detach()), "correct": correct}
+    return state, Reply({"g": gradients[0]}, float(len(picked)), metrics)
+
+
+def _evaluate(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:
+    data = state.data.named(str(message.settings.get("rows", "test")))
+    return state, _score(program, _parameters(program, state, message), data, message)
+
+
+def _predict(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:
+    x = message.tree["x"] if "x" in message.tree else state.data.named(str(message.settings.get("rows", "test"))).x
+    logits, _ = program.call(_parameters(program, state, message), x, training=False)
+    return state, Reply({"logits": logits.detach()}, float(len(x)), {"rows": float(len(x))})
+
+
+def _descend(
+    program: Program, start: Tree, data: Examples, soft: Tensor | None, settings: Settings, key: rng.Key
+) -> tuple[Tree, dict[str, float]]:
+    """Trains the slice `train` and gives the whole tree after it, with the mean loss of the rows seen."""
+    names = program.names(str(settings["train"]))
+    mu = float(settings.get("proximal_mu", 0.0))
+    now = dict(start)
+    velocity: dict[str, Tensor | None] = {name: torch.zeros_like(start[name]) for name in names}
+    total, seen = 0.0, 0
+    for rows in batches(key, len(data), settings):
+        picked = data.at(rows)
+        leaves = _leaves(now, names)
+        logits, updated = program.call({**now, **leaves}, picked.x, training=True)
+        loss = row_losses(logits, picked.y, None if soft is None else soft[torch.from_numpy(rows)], settings).mean()
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        for name, gradient in zip(names, gradients, strict=True):
+            slope = torch.zeros_like(now[name]) if gradient is None else gradient
+            if mu:
+                slope = slope.add(now[name] - start[name], alpha=mu)
+            now[name], velocity[name] = sgd_step(now[name], slope, velocity[name], settings)
+        now.update({name: value.detach() for name, value in updated.items()})
+        total, seen = total + float(loss.detach()) * len(rows), seen + len(rows)
+    return now, {"rows": float(seen), "loss": total / max(seen, 1)}
+
+
+def _stepped(
+    program: Program, state: State, leaves: Tree, gradients: tuple[Tensor | None, ...], settings: Settings
+) -> State:
+    weights, momentum = dict(state.tree), dict(state.momentum)
+    for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+        slope = torch.zeros_like(leaf) if gradient is None else gradient
+        velocity = momentum.get(name, torch.zeros_like(leaf))
+        weights[name], renewed = sgd_step(leaf.detach(), slope, velocity, settings)
+        if renewed is not None and float(settings.get("momentum", 0.0)):
+            momentum[name] = renewed
+    return replace(state, tree=weights, momentum=momentum)
+
+
+def _score(program: Program, parameters: Tree, data: Examples, message: Message) -> Reply:
+    if "z" in message.tree:
+        logits = program.call_tail(parameters, message.tree["z"])
+    else:
+        logits, _ = program.call(parameters, data.x, training=False)
+    loss = row_losses(logits, data.y, None, {"loss": message.settings.get("loss", "cross_entropy")})
+    correct = float((logits.argmax(1) == data.y).sum())
+    mean = float(loss.detach().double().mean()) if len(data) else 0.0
+    return Reply({}, float(len(data)), {"rows": float(len(data)), "loss": mean, "correct": correct})
+
+
+def _parameters(program: Program, state: State, message: Message) -> Tree:
+    sent = {name: value for name, value in message.tree.items() if name not in ROW_KINDS}
+    whole = _ordered(program, tree.merge(state.tree, sent))
+    if missing := [name for name in program.initial if name not in whole]:
+        raise EngineError(f"a device has no {missing[0]} yet; send LOAD before {message.op.name}")
+    return whole
+
+
+def _ordered(program: Program, parameters: Tree) -> Tree:
+    return {name: parameters[name] for name in program.initial if name in parameters}
+
+
+def _leaves(parameters: Tree, names: tuple[str, ...]) -> Tree:
+    return {name: parameters[name].detach().requires_grad_(True) for name in names}
+
+
+def _reply(state: State, answer: Tree | None = None) -> Reply:
+    return Reply(answer or {}, float(len(state.data.train)), {"rows": 0.0})
+
+
+_OPS: dict[Op, Callable[[Program, State, Message, rng.Key], tuple[State, Reply]]] = {
+    Op.LOAD: _load,
+    Op.READ: _read,
+    Op.FIT: _fit,
+    Op.ADAPT: _adapt,
+    Op.FORWARD: _forward,
+    Op.BACKWARD: _backward,
+    Op.EVALUATE: _evaluate,
+    Op.PREDICT: _predict,
+}

@@ -1,0 +1,30 @@
+"""Every scheme, one file a family. A new scheme is a `Scheme` and a line in this dictionary."""
+
+from __future__ import annotations
+
+from midhaul.schemes.baseline import LOCAL, POOLED
+from midhaul.schemes.federated import FEDADAM, FEDAVG, FEDPROX
+from midhaul.schemes.federated_split import FEDERATED_SPLIT, FEDERATED_SPLIT_V1
+from midhaul.schemes.federated_transfer import FEDERATED_TRANSFER, FEDPER, FEDREP
+from midhaul.schemes.split import SPLIT, SPLIT_U
+from midhaul.schemes.transfer import TRANSFER
+from midhaul.server import Scheme
+
+SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        LOCAL,
+        POOLED,
+        FEDAVG,
+        FEDPROX,
+        FEDADAM,
+        TRANSFER,
+        FEDERATED_TRANSFER,
+        FEDPER,
+        FEDREP,
+        SPLIT,
+        SPLIT_U,
+        FEDERATED_SPLIT,
+        FEDERATED_SPLIT_V1,
+    )
+}

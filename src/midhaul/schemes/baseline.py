@@ -1,0 +1,92 @@
+"""The two ends between which every scheme lies: each device alone, and all data in one place.
+
+local: every device trains its own model on its own rows; nothing crosses the link after the first model.
+pooled: every device sends its raw examples to the server, which trains one model on all of them. It is the accuracy
+that a scheme is measured against, and what privacy and radio usually forbid.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from midhaul import rng, server as site, tree
+from midhaul.config import SchemeConfig
+from midhaul.fleet import Fleet
+from midhaul.message import Message, Op, Replies
+from midhaul.ops import row_losses
+from midhaul.server import Kit, Scheme, Server, Work
+
+
+def init_local(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
+    """Every device is given the same untrained model."""
+    fleet.exchange(Message(Op.LOAD, kit.program.initial), key=key)
+    return Server(kit.program.initial)
+
+
+def round_local(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server, dict[str, float]]:
+    """Every device trains for a round's epochs and keeps what it learned."""
+    replies = fleet.exchange(kit.fit({}, train="whole", send="none"), key=key)
+    return server, site.mean_loss(replies) if len(replies) else {}
+
+
+def evaluate_local(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
+    """Tests each device's own model; where the test devices are new ones, on the rows of all of these."""
+    return fleet.exchange(Message(Op.EVALUATE, settings={"rows": "test", "loss": kit.cfg.loss}), key=key)
+
+
+def work_local(cfg: SchemeConfig) -> tuple[Work, ...]:
+    """A device trains the whole model and uses it."""
+    return (Work(Op.FIT, "whole"), Work(Op.PREDICT))
+
+
+def init_pooled(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
+    """The devices send their examples, once."""
+    up = fleet.exchange(Message(Op.READ, settings={"what": "examples"}), key=key)
+    parts = [reply.tree for _, reply in up]
+    x, y = torch.cat([part["x"] for part in parts]), torch.cat([part["y"] for part in parts])
+    if len(kit.public):
+        x, y = torch.cat([x, kit.public.x]), torch.cat([y, kit.public.y])
+    model = _model(kit)
+    whole = tree.of(model)
+    memory = kit.optimizer().init(tree.select(whole, site.parameter_names(model)))
+    return Server({}, whole, {"optimizer": memory}, {"x": x, "y": y})
+
+
+def round_pooled(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server, dict[str, float]]:
+    """The server goes over all examples once."""
+    rounds = kit.config.run.rounds
+    whole, memory, loss = site.train(
+        _model(kit), server.large, server.constant["x"], server.constant["y"], kit.optimizer(), epochs=1,
+        batch=kit.config.large.batch, key=rng.key(key.seed, key.round, rng.SERVER, rng.Use.BATCH),
+        memory=server.state["optimizer"], span=((key.round - 1) / rounds, key.round / rounds),
+    )
+    return Server({}, whole, {"optimizer": memory}, server.constant), {"train_loss": loss}
+
+
+def evaluate_pooled(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
+    """Tests the server's model on each test device's rows."""
+    up = fleet.exchange(Message(Op.READ, settings={"what": "test"}), key=key, devices=fleet.test_devices)
+    loss, correct = torch.zeros(len(up), dtype=torch.float64), torch.zeros(len(up), dtype=torch.float64)
+    for place, (_, reply) in enumerate(up):
+        logits, y = site.predict(_model(kit), server.large, reply.tree["x"]), reply.tree["y"]
+        loss[place] = row_losses(logits, y, None, {}).double().mean()
+        correct[place] = (logits.argmax(1) == y).sum()
+    return Replies(up.devices, {}, up.rows, up.weight, {"rows": up.weight, "loss": loss, "correct": correct})
+
+
+def work_pooled(cfg: SchemeConfig) -> tuple[Work, ...]:
+    """A device only sends its examples."""
+    return (Work(Op.READ),)
+
+
+def _model(kit: Kit) -> torch.nn.Module:
+    return kit.program.module if kit.cfg.pooled_model == "tiny" else kit.server_model()
+
+
+LOCAL = Scheme(
+    "local", "each device alone", "baseline", "none", init_local, round_local, evaluate_local, work_local
+)
+POOLED = Scheme(
+    "pooled", "all data on the server", "baseline", "none", init_pooled, round_pooled, evaluate_pooled, work_pooled,
+    large="teacher",
+)

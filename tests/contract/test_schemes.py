@@ -1,0 +1,137 @@
+"""The price of entry: every scheme, on both engines, to the same numbers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from midhaul import rng, tree
+from midhaul.devices import profiles
+from midhaul.link import radio
+from midhaul.message import Replies
+from midhaul.runtime.over_link import Ledger, OverLink
+from midhaul.schemes import SCHEMES
+from midhaul.server import Server
+from midhaul.tree import Tree
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fleet_of_three import engine, setting
+
+ROUNDS = 5
+
+
+def trained(name: str, on: str, *, own_test: bool = False, **changes: object) -> tuple[Server, Tree, Replies, Ledger]:
+    """Runs a scheme over a link for five rounds; gives the server, what devices hold, the test, and the ledger."""
+    scheme = SCHEMES[name]
+    kit, program, population = setting(scheme, own_test=own_test, **changes)
+    inner, ledger = engine(on, program, population), Ledger()
+    board = profiles.get("stm32l4")
+    fleet = OverLink(inner, program, board, radio.get("ble"), loss=0.0, retries=0, ledger=ledger)
+    server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
+    for number in range(1, ROUNDS + 1):
+        server, metrics = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
+        assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values())
+    return server, device_trees(inner), scheme.evaluate(server, inner, kit, rng.Key(0, ROUNDS, rng.SERVER, 0)), ledger
+
+
+def device_trees(fleet: object) -> Tree:
+    """Gives what the training devices hold, in one form for both engines."""
+    whole: Tree = {}
+    for path, value in fleet.dump().items():  # type: ignore[attr-defined]
+        part, _, rest = path.partition("/")
+        if part == "tree":
+            whole[rest] = value
+        elif part == "base":
+            whole.update({f"{device}/{rest}": value for device in fleet.devices})  # type: ignore[attr-defined]
+    for path, value in fleet.dump().items():  # type: ignore[attr-defined]
+        if path.startswith("own/"):
+            whole.update({f"{d}/{path[4:]}": value[d] for d in fleet.devices})  # type: ignore[attr-defined]
+    return dict(sorted(whole.items()))
+
+
+@pytest.mark.parametrize("own_test", [False, True], ids=["new devices", "own rows"])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_loop_and_stacked_agree(name: str, own_test: bool) -> None:
+    slow, slow_devices, slow_test, slow_ledger = trained(name, "loop", own_test=own_test)
+    fast, fast_devices, fast_test, fast_ledger = trained(name, "stacked", own_test=own_test)
+    assert tree.largest_difference(slow.tree, fast.tree) < 1e-5
+    assert tree.largest_difference(slow.large, fast.large) < 1e-5
+    assert tree.largest_difference(slow_devices, fast_devices) < 1e-5
+    assert slow_test.devices == fast_test.devices
+    assert torch.allclose(slow_test.metrics["loss"], fast_test.metrics["loss"], atol=1e-5, rtol=0)
+    assert torch.equal(slow_test.metrics["rows"], fast_test.metrics["rows"])
+    # A row on the very border of two classes may fall either way.
+    assert (slow_test.metrics["correct"] - fast_test.metrics["correct"]).abs().max() <= 1
+    assert slow_ledger.kinds_up == fast_ledger.kinds_up
+    assert slow_ledger.kinds_down == fast_ledger.kinds_down
+    assert slow_ledger.device_joules == pytest.approx(fast_ledger.device_joules)
+    assert slow_ledger.air_seconds == pytest.approx(fast_ledger.air_seconds)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_it_learns(name: str) -> None:
+    """Better than always naming the commonest class, which is right for less than half of the rows."""
+    replies = trained(name, "stacked")[2]
+    share = replies.metrics["correct"] / replies.metrics["rows"]
+    best = share.max() if name == "local" else share.mean()
+    assert float(best) > 0.6
+
+
+LEAVES = {
+    "local": set(),
+    "pooled": {"examples", "labels"},
+    "split": {"activations", "labels", "weights"},
+    "split_u": {"activations", "gradients", "weights"},
+    "federated_split": {"activations", "labels", "weights"},
+    "federated_split_v1": {"activations", "labels", "weights"},
+    "transfer": set(),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_only_what_is_said_leaves_the_device(name: str) -> None:
+    ledger = trained(name, "stacked")[3]
+    sent = {kind for kind, num in ledger.kinds_up.items() if num and kind != "header"}
+    assert sent == LEAVES.get(name, {"weights"})
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_lost_frames_stop_nothing(name: str) -> None:
+    """Half of the frames are lost for good; the rounds close with those that answered."""
+    scheme = SCHEMES[name]
+    kit, program, population = setting(scheme)
+    ledger = Ledger()
+    fleet = OverLink(
+        engine("stacked", program, population), program, profiles.get("stm32l4"), radio.get("ble"),
+        loss=0.5, retries=0, ledger=ledger,
+    )
+    lossless = OverLink(fleet.fleet, program, fleet.board, fleet.radio, loss=0.0, retries=0, ledger=Ledger())
+    server = scheme.init(lossless, kit, rng.Key(1, 0, rng.SERVER, 0))
+    for number in range(1, 4):
+        server, _ = scheme.round(server, fleet, kit, rng.Key(1, number, rng.SERVER, 0))
+    assert tree.is_finite(server.tree)
+    assert tree.is_finite(server.large)
+    if name not in ("pooled",):
+        assert ledger.absent > 0
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_small_memory_changes_nothing(name: str) -> None:
+    """One device to a chunk gives what all at once give."""
+    scheme = SCHEMES[name]
+    results = []
+    for memory_bytes in (1, 10**9):
+        kit, program, population = setting(scheme)
+        fleet = engine("stacked", program, population)
+        fleet.memory_bytes = memory_bytes  # type: ignore[union-attr]
+        server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
+        for number in (1, 2):
+            server, _ = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
+        results.append((server, scheme.evaluate(server, fleet, kit, rng.Key(0, 2, rng.SERVER, 0))))
+    (one, one_test), (many, many_test) = results
+    assert tree.largest_difference(one.tree, many.tree) < 1e-5
+    assert tree.largest_difference(one.large, many.large) < 1e-5
+    assert torch.allclose(one_test.metrics["loss"], many_test.metrics["loss"], atol=1e-5)
