@@ -1,0 +1,351 @@
+"""What an op costs a board: flash, SRAM, MACs, seconds and joules of (model, slice, op), and the refusal.
+
+The device that is budgeted works as docs/boards.md says: float32; frozen weights read from flash, trained weights and
+what belongs to them in SRAM; one example at a time, its gradients added up over the batch; a frame is read straight
+into the buffers that it is for.
+
+Limits: exact for the buffers named, an estimate for the code and its stack (the two constants) and, through the cycles
+of a MAC, for seconds and joules; the step of SGD (about 12 instructions a weight) and element-wise layers aren't timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from torch import nn
+
+from midhaul.devices import arena, dataflow
+from midhaul.devices.arena import Buffer
+from midhaul.devices.dataflow import ELEMENT_BYTES
+from midhaul.devices.profiles import Board
+from midhaul.errors import BudgetError, SliceError, nearest
+from midhaul.message import Op
+from midhaul.models import count, slices, trace
+
+CODE_FLASH_BYTES = 32 * 1024  # estimate: the device runtime without its radio's stack
+STACK_SRAM_BYTES = 4 * 1024  # estimate: stack and what the runtime keeps beside the arena
+SPECS = ("whole", "body", "head", "bias")
+
+_TRAINING = (Op.FIT, Op.ADAPT, Op.BACKWARD)
+_IDLE = (Op.LOAD, Op.READ)
+
+
+class Work(NamedTuple):
+    """Multiply-accumulates of an op on a device, and what they take."""
+
+    macs: int
+    seconds: float
+    joules: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one op of one model needs on one board."""
+
+    board: Board
+    op: Op
+    flash_bytes: int
+    sram_bytes: int
+    macs: int
+    seconds: float
+    joules: float
+    buffers: tuple[Buffer, ...] = field(repr=False)
+
+    @property
+    def over_flash_bytes(self) -> int:
+        """The bytes of flash that the board lacks."""
+        return max(0, self.flash_bytes - self.board.flash_bytes)
+
+    @property
+    def over_sram_bytes(self) -> int:
+        """The bytes of SRAM that the board lacks."""
+        return max(0, self.sram_bytes - self.board.sram_bytes)
+
+    @property
+    def fits(self) -> bool:
+        """Tells whether the board has the flash and the SRAM."""
+        return not (self.over_flash_bytes or self.over_sram_bytes)
+
+
+class Layer(Protocol):
+    """What the arithmetic needs of `models.count.LayerCost`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def macs(self) -> int: ...
+
+
+def macs_per_example(layers: Iterable[Layer], op: Op, train: Iterable[str] = (), *, is_tail: bool = False) -> int:
+    """Gives the multiply-accumulates that an op does for one example.
+
+    A forward pass is the layers' own MACs. Training adds, for each layer, as many again for the gradient of its weight
+    if that is trained (a bias costs none) and as many for the gradient of its input if a layer before it is trained
+    (with `is_tail`, always: the input's gradient goes back to the server). BACKWARD repeats the forward pass, and with
+    nothing named trains every layer. ADAPT counts an example trained on; the test that follows is EVALUATE's.
+    Limits: layers are taken as a chain in execution order, so a frozen branch beside a trained one counts as trained.
+    """
+    if op in _IDLE:
+        return 0
+    each = list(layers)
+    forward = sum(layer.macs for layer in each)
+    if op not in _TRAINING:
+        return forward
+    backward, passes_on = 0, is_tail
+    names = tuple(train)
+    if op is Op.BACKWARD and not names:
+        names = tuple(f"{layer.name}.weight" for layer in each if layer.macs)
+    trained = _trained_layers([layer.name for layer in each], names)
+    for place, layer in enumerate(each):
+        touched = trained.get(place, set())
+        backward += layer.macs * (passes_on + any(not _is_bias(name) for name in touched))
+        passes_on = passes_on or bool(touched)
+    return forward + backward
+
+
+def workload(board: Board, layers: Iterable[Layer], op: Op, train: Iterable[str] = (), num_examples: int = 1) -> Work:
+    """Gives the MACs, seconds and joules of an op over so many examples. Cheap: nothing is traced or planned."""
+    return work(board, macs_per_example(layers, op, train) * num_examples)
+
+
+def work(board: Board, macs: int) -> Work:
+    """Gives so many float MACs with the board's seconds and joules."""
+    return Work(macs, board.seconds(macs), board.joules(macs))
+
+
+def plan(
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    board: Board,
+    op: Op,
+    *,
+    train: Iterable[str] = (),
+    batch: int = 1,
+    num_examples: int = 1,
+    momentum: bool = False,
+    keeps_start: bool = False,
+    cut: str = "",
+    is_tail: bool = False,
+    resident_bytes: int = 0,
+) -> Budget:
+    """Gives what an op needs.
+
+    `train` names the parameters that change on the device and so live in SRAM, whatever the op. `batch` is the rows of
+    a step. `num_examples` are those that MACs, seconds and joules are for. `momentum` keeps a velocity of each trained
+    parameter; `keeps_start` their values before the op, which a proximal term or clipping needs. FORWARD and BACKWARD
+    are of the device's half of a split model: `module` is that half, or the whole model with its `cut`; BACKWARD with
+    nothing named trains all of it. `is_tail` is for BACKWARD of the last part of a U-shaped split, whose input
+    [batch, ...] comes from the server and whose input's gradient goes back in its place. `resident_bytes` is SRAM that
+    something else keeps all the while, such as the other part of a U shape.
+    Raises: BudgetError for a model that can't be traced, SliceError for a cut or a name that the model lacks.
+    """
+    if batch < 1 or num_examples < 0:
+        raise BudgetError(f"can't budget a batch of {batch} rows and {num_examples} examples; give at least 1 and 0")
+    if cut:
+        module = slices.cut(module, cut, input_shape)[0]
+    names = _in_order(module, train)
+    if op is Op.BACKWARD and not names:
+        names = tuple(name for name, _ in module.named_parameters())
+    layers = count.layers(module, input_shape)
+    steps = _steps(module, input_shape, op, names, batch, is_tail)
+    steps += _persistent(module, names, op, momentum, keeps_start, _end(steps))
+    if resident_bytes:
+        steps.append(Buffer("resident", resident_bytes, 0, _end(steps)))
+    placed = arena.place(steps)
+    done = work(board, macs_per_example(layers, op, names, is_tail=is_tail) * num_examples)
+    return Budget(
+        board,
+        op,
+        flash_bytes=_weights_bytes(module) + CODE_FLASH_BYTES,
+        sram_bytes=arena.peak(placed) + STACK_SRAM_BYTES,
+        macs=done.macs,
+        seconds=done.seconds,
+        joules=done.joules,
+        buffers=placed,
+    )
+
+
+def of_slices(
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    board: Board,
+    op: Op = Op.FIT,
+    *,
+    batch: int = 1,
+    momentum: bool = False,
+    keeps_start: bool = False,
+) -> dict[str, Budget]:
+    """Gives the budget of each slice in `SPECS`, the one with the fewest trained parameters first."""
+    sizes = {name: value.numel() for name, value in module.named_parameters()}
+    names: dict[str, tuple[str, ...]] = {}
+    for spec in SPECS:
+        with contextlib.suppress(SliceError):  # a model of one layer has no body, one without biases no bias
+            names[spec] = slices.names(module, spec, input_shape)
+    order = sorted(names, key=lambda spec: sum(sizes[name] for name in names[spec]))
+
+    def of(spec: str) -> Budget:
+        train = names[spec]
+        return plan(
+            module, input_shape, board, op, train=train, batch=batch, momentum=momentum, keeps_start=keeps_start
+        )
+
+    return {spec: of(spec) for spec in order}
+
+
+def of_cuts(
+    module: nn.Module, input_shape: tuple[int, ...], board: Board, *, batch: int = 1, momentum: bool = False
+) -> dict[str, Budget]:
+    """Gives the budget of BACKWARD on the device's half for each cut of a model, the earliest cut first."""
+    return {
+        point.name: plan(module, input_shape, board, Op.BACKWARD, batch=batch, momentum=momentum, cut=point.name)
+        for point in slices.cut_points(module, input_shape)
+    }
+
+
+def largest_that_fits(budgets: Mapping[str, Budget]) -> str | None:
+    """Gives the last name whose budget fits its board, or None. `of_slices` and `of_cuts` give them in order."""
+    return next((name for name in reversed(list(budgets)) if budgets[name].fits), None)
+
+
+def require(
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    board: Board,
+    op: Op,
+    *,
+    model: str,
+    spec: str = "whole",
+    cut: str = "",
+    batch: int = 1,
+    momentum: bool = False,
+    keeps_start: bool = False,
+    enforce: bool = True,
+) -> Budget:
+    """Gives the budget of an op that fits its board, or with `enforce` off that of one that may not.
+
+    `spec` is what FIT or ADAPT trains; `cut` where FORWARD or BACKWARD end on the device.
+    Raises: BudgetError that says how many bytes are missing and what would fit.
+    """
+    names = slices.names(module, spec, input_shape) if op in (Op.FIT, Op.ADAPT) and spec != "none" else ()
+    found = plan(
+        module,
+        input_shape,
+        board,
+        op,
+        train=names,
+        batch=batch,
+        momentum=momentum,
+        keeps_start=keeps_start,
+        cut=cut,
+    )
+    if found.fits or not enforce:
+        return found
+    subject = _subject(op, model, spec, cut)
+    if over := found.over_flash_bytes:
+        raise BudgetError(
+            f"{subject} needs {found.flash_bytes:,} B of flash on {board.name} ({board.flash_bytes:,} B): "
+            f"{over:,} B over; {'cut it earlier, or ' if cut else ''}choose a smaller model or a larger board"
+        )
+    advice = _advice(module, input_shape, board, op, cut, batch, momentum, keeps_start)
+    raise BudgetError(
+        f"{subject} needs {found.sram_bytes:,} B of SRAM on {board.name} ({board.sram_bytes:,} B): "
+        f"{found.over_sram_bytes:,} B over; {advice}"
+    )
+
+
+def _subject(op: Op, model: str, spec: str, cut: str) -> str:
+    if cut:
+        return f"{op.name} of {model} up to '{cut}'"
+    if op in _TRAINING:
+        return f"training '{spec}' of {model}"
+    return f"{op.name} of {model}"
+
+
+def _advice(
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    board: Board,
+    op: Op,
+    cut: str,
+    batch: int,
+    momentum: bool,
+    keeps_start: bool,
+) -> str:
+    if cut:
+        what, budgets = "cut", of_cuts(module, input_shape, board, batch=batch, momentum=momentum)
+    elif op in _TRAINING:
+        what = "slice"
+        budgets = of_slices(module, input_shape, board, op, batch=batch, momentum=momentum, keeps_start=keeps_start)
+    else:
+        return "choose a smaller model or a larger board"
+    name = largest_that_fits(budgets)
+    if name is None:
+        return f"no {what} of it fits: choose a smaller model or a larger board"
+    return f"the largest {what} that fits is '{name}' ({budgets[name].sram_bytes:,} B)"
+
+
+def _steps(
+    module: nn.Module, input_shape: tuple[int, ...], op: Op, names: tuple[str, ...], batch: int, is_tail: bool
+) -> list[Buffer]:
+    if op in _IDLE:
+        return []
+    nodes = dataflow.trace(module, trace.example(module, input_shape), names)
+    trains, splits = op in _TRAINING, op in (Op.FORWARD, Op.BACKWARD) and not is_tail
+    copies = batch if trains and dataflow.averages_over_batch(nodes) else 1
+    found = dataflow.lifetimes(nodes, copies=copies, trains=trains, holds_input=is_tail, holds_output=splits)
+    end = _end(found)
+    if splits:
+        name = "g of the batch" if trains else "h of the batch"
+        found.append(Buffer(name, ELEMENT_BYTES * batch * nodes[-1].elements, 0, end))
+    if is_tail:
+        found.append(Buffer("z of the batch", ELEMENT_BYTES * batch * nodes[0].elements, 0, end))
+    return found
+
+
+def _persistent(
+    module: nn.Module, names: tuple[str, ...], op: Op, momentum: bool, keeps_start: bool, end: int
+) -> list[Buffer]:
+    sizes = {name: ELEMENT_BYTES * value.numel() for name, value in module.named_parameters()}
+    roles = ["weight"]
+    roles += ["momentum"] if momentum else []
+    roles += ["start"] if keeps_start else []
+    roles += ["gradient sum"] if op in _TRAINING else []
+    return [Buffer(f"{role} {name}", sizes[name], 0, end) for role in roles for name in names]
+
+
+def _end(buffers: Iterable[Buffer]) -> int:
+    return max((buffer.last for buffer in buffers), default=0)
+
+
+def _weights_bytes(module: nn.Module) -> int:
+    held = [*module.parameters(), *(value for value in module.buffers() if value.is_floating_point())]
+    return ELEMENT_BYTES * sum(value.numel() for value in held)
+
+
+def _in_order(module: nn.Module, train: Iterable[str]) -> tuple[str, ...]:
+    wanted, known = set(train), [name for name, _ in module.named_parameters()]
+    if unknown := sorted(wanted - set(known)):
+        raise SliceError(f"the model has no parameter {unknown[0]!r}{nearest(unknown[0], known)}")
+    return tuple(name for name in known if name in wanted)
+
+
+def _trained_layers(layers: list[str], train: Iterable[str]) -> dict[int, set[str]]:
+    """Gives the trained parameters by the place of their layer: each call of it, or the first layer of its block."""
+    found: dict[int, set[str]] = {}
+    for name in train:
+        owner = name.rpartition(".")[0]
+        places = [i for i, layer in enumerate(layers) if layer == owner]
+        while owner and not places:
+            places = [i for i, layer in enumerate(layers) if layer.startswith(f"{owner}.")][:1]
+            owner = owner.rpartition(".")[0]
+        for place in places or [0]:
+            found.setdefault(place, set()).add(name)
+    return found
+
+
+def _is_bias(name: str) -> bool:
+    return "bias" in name.rpartition(".")[2]

@@ -1,0 +1,1 @@
+"""The boards that midhaul knows, each figure with its source."""

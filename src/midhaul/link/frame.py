@@ -1,0 +1,390 @@
+"""The bytes of a message: one frame an op, one frame a reply, little-endian, bounded and summed.
+
+The layout is in docs/wire.md. A frame holds numbers for names: a setting travels as its place in `message.SETTINGS`,
+a tensor or a metric as the CRC-32 of its name, so both sides need the names beforehand. Nothing of a frame is read
+before its length is checked, nothing behind the header before its CRC-32 is.
+
+Limits: CRC-32 finds accidents, not forgers; authentication is the transport's.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from midhaul.errors import FrameError
+from midhaul.message import ROW_KINDS, SETTINGS, Op, Setting, Settings, kind_of
+from midhaul.tree import Tree
+
+MAGIC = b"MH"
+VERSION = 1
+MAX_BYTES = 1 << 28  # what `unpack` takes unless told otherwise: 256 MiB
+MAX_DIMS = 8
+HEADER = struct.Struct("<2sBBBBHIIIHHd")  # magic version op flags settings tensors total round device metrics 0 weight
+CRC = struct.Struct("<I")
+HEADER_BYTES = HEADER.size
+CRC_BYTES = CRC.size
+
+_REPLY = 1  # the one flag
+_TENSOR = struct.Struct("<IBB")  # id dtype ndim, then ndim times u32, then the data
+_METRIC = struct.Struct("<Id")
+_NUMBER = struct.Struct("<BB")  # number and type of a setting, then its value
+_INT, _FLOAT, _TEXT = 0, 1, 2
+_I32 = struct.Struct("<i")
+_F64 = struct.Struct("<d")
+_U16 = struct.Struct("<H")
+_U32_MAX = 0xFFFFFFFF
+
+
+class _Dtype(NamedTuple):
+    name: str
+    wire: str  # numpy's name of the bytes
+    torch: torch.dtype
+
+
+# The place in this list is the number on the wire: append, never reorder. bf16 travels as the 16 bits it is.
+_DTYPES = (
+    _Dtype("f32", "<f4", torch.float32),
+    _Dtype("f16", "<f2", torch.float16),
+    _Dtype("bf16", "<i2", torch.bfloat16),
+    _Dtype("i8", "<i1", torch.int8),
+    _Dtype("u8", "<u1", torch.uint8),
+    _Dtype("i16", "<i2", torch.int16),
+    _Dtype("i32", "<i4", torch.int32),
+    _Dtype("i64", "<i8", torch.int64),
+)
+_NUMBER_OF = {dtype.torch: number for number, dtype in enumerate(_DTYPES)}
+_FIRST_INTEGER = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One message to one device, or one device's reply."""
+
+    op: Op
+    is_reply: bool
+    round: int
+    device: int
+    settings: Settings = field(default_factory=dict)
+    tree: Tree = field(default_factory=dict)
+    weight: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def pack(frame: Frame) -> bytes:
+    """Gives the bytes of a frame.
+
+    Integer tensors travel in the smallest of i8, u8, i16, i32, i64 that holds them.
+    Raises: FrameError for what the wire has no place for (float64 and bool tensors, integers of a setting beyond
+    32 bits, text beyond 65,535 bytes, a setting that isn't finite, two names of the same CRC-32).
+    """
+    body: list[bytes | memoryview] = [_pack_setting(name, value) for name, value in frame.settings.items()]
+    _refuse_twins([*frame.tree], "tensors")
+    for name, value in frame.tree.items():
+        body.extend(_pack_tensor(name, value))
+    _refuse_twins([*frame.metrics], "metrics")
+    body.extend(_METRIC.pack(_id(name), value) for name, value in frame.metrics.items())
+    total = HEADER_BYTES + sum(len(part) for part in body) + CRC_BYTES
+    head = _pack_header(frame, total)
+    crc = zlib.crc32(head)
+    for part in body:
+        crc = zlib.crc32(part, crc)
+    return b"".join([head, *body, CRC.pack(crc)])
+
+
+def unpack(data: bytes, names: Iterable[str], metrics: Iterable[str] = (), max_bytes: int = MAX_BYTES) -> Frame:
+    """Gives the frame in `data`.
+
+    `names` are the tensors that may come (the names of `message.ROW_KINDS` always may) and `metrics` the metrics; a
+    metric may have a name of either. Integer tensors come back as int64, the others as they were sent; no tensor
+    shares memory with `data`.
+    Raises: FrameError, in one sentence, for whatever isn't a whole, sound frame of known names and finite numbers.
+    """
+    known = _table(frozenset(names) | frozenset(metrics))
+    head = _open(data, max_bytes)
+    reader = _Reader(memoryview(data)[: len(data) - CRC_BYTES], HEADER_BYTES)
+    settings: Settings = {}
+    for _ in range(head.num_settings):
+        _read_setting(reader, settings)
+    tree: Tree = {}
+    for _ in range(head.num_tensors):
+        _read_tensor(reader, known, tree)
+    scalars: dict[str, float] = {}
+    for _ in range(head.num_metrics):
+        _read_metric(reader, known, scalars)
+    if reader.left:
+        raise FrameError(f"the frame has {reader.left} bytes behind its last field; its counts and its length disagree")
+    return Frame(head.op, head.is_reply, head.round, head.device, settings, tree, head.weight, scalars)
+
+
+def overhead(tree: Tree) -> int:
+    """Gives the bytes around a tree's data in a frame without settings and metrics.
+
+    >>> overhead({}), overhead({"w": torch.zeros(2, 3)})
+    (36, 50)
+    """
+    return HEADER_BYTES + CRC_BYTES + sum(_TENSOR.size + 4 * value.ndim for value in tree.values())
+
+
+def bytes_by_kind(frame: Frame) -> dict[str, int]:
+    """Gives the data bytes of each `message.Kind` present and the rest as "header"; the sum is `len(pack(frame))`.
+
+    Limits: reads integer tensors to know how narrow they travel, packs nothing.
+    """
+    sums: dict[str, int] = {"header": overhead(frame.tree) + _METRIC.size * len(frame.metrics)}
+    sums["header"] += sum(_setting_bytes(value) for value in frame.settings.values())
+    for name, value in frame.tree.items():
+        kind = kind_of(name)
+        sums[kind] = sums.get(kind, 0) + value.numel() * _wire_dtype(name, value).itemsize
+    return sums
+
+
+def num_bytes(frame: Frame) -> int:
+    """Gives `len(pack(frame))` without packing."""
+    return sum(bytes_by_kind(frame).values())
+
+
+class _Head(NamedTuple):
+    op: Op
+    is_reply: bool
+    round: int
+    device: int
+    num_settings: int
+    num_tensors: int
+    num_metrics: int
+    weight: float
+
+
+class _Reader:
+    """Takes bytes in order and never past the end."""
+
+    def __init__(self, view: memoryview, place: int) -> None:
+        self.view, self.place = view, place
+
+    @property
+    def left(self) -> int:
+        return len(self.view) - self.place
+
+    def take(self, num: int) -> memoryview:
+        if num > self.left:
+            raise FrameError(f"a field of {num} bytes at byte {self.place} goes {num - self.left} bytes past the end")
+        part = self.view[self.place : self.place + num]
+        self.place += num
+        return part
+
+    def unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
+        return layout.unpack(self.take(layout.size))
+
+
+def _open(data: bytes, max_bytes: int) -> _Head:
+    if len(data) > max_bytes:
+        raise FrameError(f"the frame has {len(data)} bytes; at most {max_bytes} are taken here")
+    if len(data) < HEADER_BYTES + CRC_BYTES:
+        raise FrameError(f"a frame has at least {HEADER_BYTES + CRC_BYTES} bytes; these are {len(data)}")
+    magic, version, op, flags, num_settings, num_tensors, total, round, device, num_metrics, zero, weight = (
+        HEADER.unpack_from(data)
+    )
+    if magic != MAGIC:
+        raise FrameError(f"a frame begins with {MAGIC!r}; this one begins with {magic!r}")
+    if version != VERSION:
+        raise FrameError(f"the frame has version {version}; this side reads version {VERSION}: update the older one")
+    if total != len(data):
+        raise FrameError(f"the frame says it has {total} bytes and has {len(data)}; it was cut or two ran together")
+    if CRC.unpack_from(data, total - CRC_BYTES)[0] != zlib.crc32(memoryview(data)[: total - CRC_BYTES]):
+        raise FrameError("the frame's CRC-32 is wrong: its bytes changed on the way; ask for it again")
+    if op not in tuple(Op):
+        raise FrameError(f"the frame asks for op {op}, which doesn't exist; ops are 1 to {max(Op)}")
+    if flags & ~_REPLY or zero:
+        raise FrameError(f"the frame sets reserved bits (flags {flags}, reserved {zero}); they must be 0")
+    if not (math.isfinite(weight) and weight >= 0.0):
+        raise FrameError(f"the frame's weight is {weight}; it must be finite and not below 0")
+    return _Head(Op(op), bool(flags & _REPLY), round, device, num_settings, num_tensors, num_metrics, weight)
+
+
+def _pack_header(frame: Frame, total: int) -> bytes:
+    counts = (len(frame.settings), len(frame.tree), len(frame.metrics))
+    if counts[0] > 0xFF or counts[1] > 0xFFFF or counts[2] > 0xFFFF or total > _U32_MAX:
+        raise FrameError(f"a frame can't hold {counts[1]} tensors, {counts[2]} metrics and {total} bytes: send fewer")
+    if not (0 <= frame.round <= _U32_MAX and 0 <= frame.device <= _U32_MAX):
+        raise FrameError(f"round {frame.round} and device {frame.device} must be 0 to {_U32_MAX}")
+    if not (math.isfinite(frame.weight) and frame.weight >= 0.0):
+        raise FrameError(f"the weight is {frame.weight}; it must be finite and not below 0")
+    return HEADER.pack(
+        MAGIC,
+        VERSION,
+        int(frame.op),
+        _REPLY if frame.is_reply else 0,
+        counts[0],
+        counts[1],
+        total,
+        frame.round,
+        frame.device,
+        counts[2],
+        0,
+        frame.weight,
+    )
+
+
+def _pack_setting(name: str, value: Setting) -> bytes:
+    if name not in SETTINGS:
+        raise FrameError(f"no op has a setting named {name}")
+    number = SETTINGS.index(name)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise FrameError(f"setting {name} is a {type(value).__name__}; the wire takes whole numbers, floats and text")
+    if isinstance(value, int):
+        if not -(2**31) <= value < 2**31:
+            raise FrameError(f"setting {name} is {value}; the wire takes whole numbers of 32 bits")
+        return _NUMBER.pack(number, _INT) + _I32.pack(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise FrameError(f"setting {name} is {value}; it must be finite")
+        return _NUMBER.pack(number, _FLOAT) + _F64.pack(value)
+    text = value.encode()
+    if len(text) > 0xFFFF:
+        raise FrameError(f"setting {name} has {len(text)} bytes of text; the wire takes at most 65,535")
+    return _NUMBER.pack(number, _TEXT) + _U16.pack(len(text)) + text
+
+
+def _setting_bytes(value: Setting) -> int:
+    if isinstance(value, str):
+        return _NUMBER.size + _U16.size + len(value.encode())
+    return _NUMBER.size + (_I32.size if isinstance(value, int) else _F64.size)
+
+
+def _read_setting(reader: _Reader, settings: Settings) -> None:
+    number, type_ = reader.unpack(_NUMBER)
+    if number >= len(SETTINGS):
+        raise FrameError(f"the frame has setting number {number}; the last one known here is {len(SETTINGS) - 1}")
+    name = SETTINGS[number]
+    if name in settings:
+        raise FrameError(f"the frame has setting {name} twice")
+    settings[name] = _read_value(reader, name, type_)
+
+
+def _read_value(reader: _Reader, name: str, type_: int) -> Setting:
+    if type_ == _INT:
+        return int(reader.unpack(_I32)[0])
+    if type_ == _FLOAT:
+        value = float(reader.unpack(_F64)[0])
+        if not math.isfinite(value):
+            raise FrameError(f"setting {name} is {value}; it must be finite")
+        return value
+    if type_ != _TEXT:
+        raise FrameError(f"setting {name} has type {type_}; types are {_INT} to {_TEXT}")
+    (length,) = reader.unpack(_U16)
+    try:
+        return str(bytes(reader.take(length)), "utf-8")
+    except UnicodeDecodeError:
+        raise FrameError(f"setting {name} isn't UTF-8 text") from None
+
+
+def _wire_dtype(name: str, value: Tensor) -> np.dtype[Any]:
+    return np.dtype(_DTYPES[_wire_number(name, value)].wire)
+
+
+def _wire_number(name: str, value: Tensor) -> int:
+    number = _NUMBER_OF.get(value.dtype)
+    if number is None:
+        known = ", ".join(str(dtype.torch).removeprefix("torch.") for dtype in _DTYPES)
+        raise FrameError(f"tensor {name} is {value.dtype}; the wire takes {known}: convert it first")
+    if number < _FIRST_INTEGER or not value.numel():
+        return number if number < _FIRST_INTEGER else _FIRST_INTEGER
+    low, high = (int(end) for end in torch.aminmax(value.detach()))
+    for place in range(_FIRST_INTEGER, len(_DTYPES)):
+        limits = torch.iinfo(_DTYPES[place].torch)
+        if limits.min <= low and high <= limits.max:
+            return place
+    raise AssertionError("int64 holds every integer tensor")
+
+
+def _pack_tensor(name: str, value: Tensor) -> tuple[bytes, memoryview]:
+    if value.ndim > MAX_DIMS:
+        raise FrameError(f"tensor {name} has {value.ndim} dimensions; the wire takes at most {MAX_DIMS}")
+    if any(size > _U32_MAX for size in value.shape):
+        raise FrameError(f"tensor {name} has shape {tuple(value.shape)}; the wire takes dimensions of 32 bits")
+    number = _wire_number(name, value)
+    head = _TENSOR.pack(_id(name), number, value.ndim) + struct.pack(f"<{value.ndim}I", *value.shape)
+    return head, _bytes_of(value, _DTYPES[number])
+
+
+def _bytes_of(value: Tensor, dtype: _Dtype) -> memoryview:
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    if dtype.torch == torch.bfloat16:
+        flat = flat.view(torch.int16)
+    array: npt.NDArray[Any] = flat.numpy().astype(np.dtype(dtype.wire), copy=False)
+    return memoryview(array.view(np.uint8).data)
+
+
+def _read_tensor(reader: _Reader, known: dict[int, str], tree: Tree) -> None:
+    number, dtype_number, num_dims = reader.unpack(_TENSOR)
+    name = _name_of(number, known, "tensor")
+    if name in tree:
+        raise FrameError(f"the frame has tensor {name} twice")
+    if dtype_number >= len(_DTYPES):
+        raise FrameError(f"tensor {name} has dtype {dtype_number}; dtypes are 0 to {len(_DTYPES) - 1}")
+    if num_dims > MAX_DIMS:
+        raise FrameError(f"tensor {name} has {num_dims} dimensions; at most {MAX_DIMS} are taken")
+    shape = struct.unpack(f"<{num_dims}I", reader.take(4 * num_dims))
+    dtype = _DTYPES[dtype_number]
+    wire = np.dtype(dtype.wire)
+    # A dimension of 0 must not let the others be anything: their product is bounded as if it were 1.
+    if math.prod(max(size, 1) for size in shape) * wire.itemsize > _U32_MAX:
+        raise FrameError(f"tensor {name} of shape {shape} is larger than any frame")
+    data = np.frombuffer(reader.take(math.prod(shape) * wire.itemsize), wire)
+    tree[name] = _tensor_of(name, data.astype(wire.newbyteorder("=")), dtype).reshape(shape)
+
+
+def _tensor_of(name: str, array: npt.NDArray[Any], dtype: _Dtype) -> Tensor:
+    value = torch.from_numpy(array)
+    if dtype.torch == torch.bfloat16:
+        value = value.view(torch.bfloat16)
+    if not value.is_floating_point():
+        return value.to(torch.int64)
+    if not bool(torch.isfinite(value).all()):
+        raise FrameError(f"tensor {name} holds numbers that aren't finite; the sender's model diverged or lies")
+    return value
+
+
+def _read_metric(reader: _Reader, known: dict[int, str], metrics: dict[str, float]) -> None:
+    number, value = reader.unpack(_METRIC)
+    name = _name_of(number, known, "metric")
+    if name in metrics:
+        raise FrameError(f"the frame has metric {name} twice")
+    if not math.isfinite(value):
+        raise FrameError(f"metric {name} is {value}; the sender's model diverged or lies")
+    metrics[name] = value
+
+
+def _name_of(number: int, known: dict[int, str], what: str) -> str:
+    name = known.get(number)
+    if name is None:
+        raise FrameError(f"the frame has a {what} of unknown id {number:#010x}; both sides need the same model")
+    return name
+
+
+def _id(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+def _refuse_twins(names: list[str], what: str) -> None:
+    if len({_id(name) for name in names}) != len(names):
+        raise FrameError(f"two {what} of the frame have names of the same CRC-32; rename one of {', '.join(names)}")
+
+
+@functools.lru_cache(maxsize=64)
+def _table(names: frozenset[str]) -> dict[int, str]:
+    table: dict[int, str] = {}
+    for name in sorted(names | ROW_KINDS.keys()):
+        if (other := table.setdefault(_id(name), name)) != name:
+            raise FrameError(f"the names {other} and {name} have the same CRC-32; rename one")
+    return table
