@@ -17,6 +17,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 
 from midhaul import tree
 from midhaul.errors import CheckpointError
@@ -53,7 +54,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "round": checkpoint.round,
         "sha256": hashlib.sha256(data).hexdigest(),
         "order": list(whole),
-        "constant": tree.sha256(server.constant) if server.constant else "",
+        "constant": tree.sha256(dict(sorted(server.constant.items()))) if server.constant else "",
         "scalars": checkpoint.scalars,
     }
     write(folder / f"round-{checkpoint.round:06d}.safetensors", data)
@@ -104,7 +105,9 @@ def write(path: Path, data: bytes) -> None:
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} can't be written ({error.strerror}); free space or choose another --out") from None
+        raise CheckpointError(
+            f"{path} can't be written ({error.strerror}); free space or choose another --out"
+        ) from None
 
 
 def _load(folder: Path, number: int) -> Checkpoint:
@@ -120,8 +123,10 @@ def _load(folder: Path, number: int) -> Checkpoint:
         raise CheckpointError(f"the checkpoint of round {number} is damaged (its SHA-256 is not what was written)")
     whole = safetensors.torch.load(data)
     if sorted(whole) != sorted(order):
-        raise CheckpointError(f"the checkpoint of round {number} is damaged (its list of tensors is not what was written)")
-    server, devices = Server({}), {}
+        raise CheckpointError(
+            f"the checkpoint of round {number} is damaged (its list of tensors is not what was written)"
+        )
+    server, devices = Server({}), dict[str, torch.Tensor]()
     for path in order:
         part, _, rest = path.partition("|")
         if part == "state":
@@ -139,7 +144,7 @@ def _constant(folder: Path, digest: str) -> Tree:
         found = safetensors.torch.load((folder / _CONSTANT).read_bytes())
     except (OSError, safetensors.SafetensorError):
         raise CheckpointError(f"{_CONSTANT} is missing or damaged") from None
-    whole = {name: found[name] for name in ("x", "y") if name in found} or dict(sorted(found.items()))
+    whole: Tree = dict(sorted(found.items()))
     if tree.sha256(whole) != digest:
         raise CheckpointError(f"{_CONSTANT} is damaged (its SHA-256 is not what was written)")
     return whole

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from midhaul import __version__, budget, config, report, size, train
+from midhaul import __version__, config, plant, report, size, train
 from midhaul import data as datasets
 from midhaul.config import Config
 from midhaul.devices import profiles
@@ -70,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(compare)
     compare.add_argument("--schemes", required=True, metavar="A,B,C", help="names from `midhaul schemes`")
     compare.add_argument("--seeds", default="", metavar="0,1,2", help="seeds; the config's own if not given")
-    compare.add_argument("--resume", action="store_true", help="go on with runs that were stopped, keep those that ended")
+    compare.add_argument(
+        "--resume", action="store_true", help="go on with runs that were stopped, keep those that ended"
+    )
     fits = command("size", _size, "Say whether a model fits a board, and what each op costs there.")
     fits.add_argument("model", nargs="?", help="a tiny model")
     fits.add_argument("--board", default="stm32l4", help="a name from `midhaul boards`")
@@ -78,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     fits.add_argument("--shape", default="", metavar="6,128", help="shape of one example")
     fits.add_argument("--classes", type=int, default=0, help="number of classes")
     fits.add_argument("--batch", type=int, default=16, help="rows in a step")
-    fits.add_argument("--norm", default="group", choices=("group", "fedbn", "refuse"), help="what becomes of batch norm")
+    fits.add_argument(
+        "--norm", default="group", choices=("group", "fedbn", "refuse"), help="what becomes of batch norm"
+    )
     fits.add_argument("--list", action="store_true", help="list the models")
     files = command("data", _data, "List the data sets, or check their files.")
     files.add_argument("what", choices=("list", "check"))
@@ -95,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file (docs/config.md has the keys)")
-    command.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one key; may be repeated")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="override one key; may be repeated"
+    )
     command.add_argument("--out", type=Path, default=None, help="the output folder")
 
 
@@ -125,7 +130,7 @@ def _compare(chosen: argparse.Namespace) -> None:
         for seed in dict.fromkeys(seeds)
     ]
     for _, job in jobs[:: max(len(seeds), 1)]:
-        train.build(job)  # what can't run is refused before anything does
+        plant.build(job)  # what can't run is refused before anything does
     with _Progress(chosen.json) as progress:
         for place, (folder, job) in enumerate(jobs):
             progress.title = f"[{place + 1}/{len(jobs)}] {job.scheme.name}, seed {job.run.seed}"
@@ -144,13 +149,22 @@ def _compare(chosen: argparse.Namespace) -> None:
 
 def _size(chosen: argparse.Namespace) -> None:
     if chosen.list or not chosen.model:
-        rows = [(kind, name, entry.summary) for kind, known in (("tiny", tiny.TINY), ("large", large.LARGE)) for name, entry in known.items()]
+        rows = [
+            (kind, name, entry.summary)
+            for kind, known in (("tiny", tiny.TINY), ("large", large.LARGE))
+            for name, entry in known.items()
+        ]
         _show(chosen, ("kind", "model", "what it is"), rows)
         return
     shape = tuple(_whole_numbers(chosen.shape, "--shape"))
     sheet = size.sheet(
-        chosen.model, profiles.get(chosen.board), data=chosen.data, shape=shape, classes=chosen.classes,
-        batch=chosen.batch, norm=chosen.norm,
+        chosen.model,
+        profiles.get(chosen.board),
+        data=chosen.data,
+        shape=shape,
+        classes=chosen.classes,
+        batch=chosen.batch,
+        norm=chosen.norm,
     )
     if chosen.json:
         print(json.dumps(sheet.to_table(), indent=2))
@@ -185,18 +199,40 @@ def _data(chosen: argparse.Namespace) -> None:
 
 def _boards(chosen: argparse.Namespace) -> None:
     if chosen.radios:
-        found = [(r.name, _rate(r.up_bps), _rate(r.down_bps), f"{1e3 * r.delay_s:g} ms", f"{r.tx_w:.3g} W", f"{r.rx_w:.3g} W") for r in radio.RADIOS.values()]
+        found = [
+            (
+                r.name,
+                _rate(r.up_bps),
+                _rate(r.down_bps),
+                f"{1e3 * r.delay_s:g} ms",
+                f"{r.tx_w:.3g} W",
+                f"{r.rx_w:.3g} W",
+            )
+            for r in radio.RADIOS.values()
+        ]
         _show(chosen, ("radio", "up", "down", "delay", "send", "receive"), found)
         return
     boards = profiles.BOARDS.values()
     if chosen.sources:
-        _show(chosen, ("board", "figure", "source"), [(b.name, figure, source) for b in boards for figure, source in b.sources.items()])
+        _show(
+            chosen,
+            ("board", "figure", "source"),
+            [(b.name, figure, source) for b in boards for figure, source in b.sources.items()],
+        )
         return
     _show(
         chosen,
         ("board", "core", "clock", "flash", "SRAM", "active", "radio"),
         [
-            (b.name, b.core, f"{b.clock_hz / 1e6:g} MHz", format_bytes(b.flash_bytes), format_bytes(b.sram_bytes), f"{1e3 * b.active_w:.3g} mW", b.radio)
+            (
+                b.name,
+                b.core,
+                f"{b.clock_hz / 1e6:g} MHz",
+                format_bytes(b.flash_bytes),
+                format_bytes(b.sram_bytes),
+                f"{1e3 * b.active_w:.3g} mW",
+                b.radio,
+            )
             for b in boards
         ],
     )
@@ -204,7 +240,7 @@ def _boards(chosen: argparse.Namespace) -> None:
 
 def _schemes(chosen: argparse.Namespace) -> None:
     rows = [(s.name, s.family, s.title, s.source) for s in SCHEMES.values()]
-    _show(chosen, ("scheme", "family", "what it is", "source"), rows if chosen.json else rows)
+    _show(chosen, ("scheme", "family", "what it is", "source"), rows)
 
 
 def _report(chosen: argparse.Namespace) -> None:
@@ -239,13 +275,17 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int = 8
     """Gives aligned text of at most `width` columns; the last column is folded under itself, figures lean right."""
     cells = [list(columns), *[[str(cell) for cell in row] for row in rows]]
     widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
-    right = [all(row[place][:1].isdigit() or row[place] in ("-", "") for row in cells[1:]) for place in range(len(columns))]
+    right = [
+        all(row[place][:1].isdigit() or row[place] in ("-", "") for row in cells[1:]) for place in range(len(columns))
+    ]
     used = sum(widths[:-1]) + 2 * (len(widths) - 1)
     widths[-1] = max(12, min(widths[-1], width - used))
     lines = []
     for number, row in enumerate(cells):
         folded = _fold(row[-1], widths[-1])
-        first = [cell.rjust(w) if lean else cell.ljust(w) for cell, w, lean in zip(row, widths, right, strict=True)][:-1]
+        first = [cell.rjust(w) if lean else cell.ljust(w) for cell, w, lean in zip(row, widths, right, strict=True)][
+            :-1
+        ]
         last = folded[0].rjust(widths[-1]) if right[-1] else folded[0]
         lines.append("  ".join([*first, last]).rstrip())
         lines += [" " * (used) + part for part in folded[1:]]
@@ -289,7 +329,12 @@ class _Progress:
                 self.title = ""
             live = sys.stderr.isatty()
             self.bar = tqdm(
-                total=total, desc=f"  {label}", file=sys.stderr, mininterval=0.2 if live else 15.0, ncols=80, leave=True,
+                total=total,
+                desc=f"  {label}",
+                file=sys.stderr,
+                mininterval=0.2 if live else 15.0,
+                ncols=80,
+                leave=True,
                 initial=0,
             )
             self.label = label

@@ -46,10 +46,12 @@ class DataConfig:
         "who holds which rows; auto: by the natural id where there is one, else iid",
         choices=("auto", "natural", "iid", "dirichlet", "classes", "quantity"),
     )
-    num_devices: int = option(10, "devices to make where the partition is not natural", low=1, high=1_000_000)
+    num_devices: int = option(0, "devices to make where the partition is not natural; 0: ten", low=0, high=1_000_000)
     alpha: float = option(0.5, "concentration of the Dirichlet partition; smaller is more uneven", above=0.0)
     classes_per_device: int = option(2, "classes that each device sees, partition = classes", low=1)
-    public: float = option(0.0, "share given to the server as public data (devices if natural, else rows)", low=0, high=0.95)
+    public: float = option(
+        0.0, "share given to the server as public data (devices if natural, else rows)", low=0, high=0.95
+    )
     test: str = option(
         "auto",
         "test rows: the publisher's held-out rows, or a share of each device's own; auto: held_out where there are any",
@@ -82,6 +84,7 @@ class TinyConfig:
         "what becomes of batch norm: group norm instead, or kept on each device (FedBN)",
         choices=("refuse", "group", "fedbn"),
     )
+    lora_rank: int = option(0, "rank of low-rank adapters on its dense and 1x1 layers; 0: none", low=0)
     options: Options = option({}, "options of the model's builder, for example hidden = [64]")
 
 
@@ -109,6 +112,9 @@ class SchemeConfig:
     batch: int = option(16, "rows in a step of a device; 0: all of them", low=0)
     epochs: int = option(1, "epochs a device trains in a round", low=1)
     loss: str = option("cross_entropy", "the devices' loss", choices=("cross_entropy", "mse"))
+    slice: str = option(
+        "whole", "fedavg, fedprox, fedadam: what is trained and sent: whole, head, bias, lora, layers:A,B"
+    )
     proximal_mu: float = option(0.1, "fedprox: weight of the proximal term", low=0.0)
     server_lr: float = option(0.01, "fedadam: the server's learning rate", above=0.0)
     beta1: float = option(0.9, "fedadam: decay of the first moment", low=0.0, high=0.9999)
@@ -119,7 +125,7 @@ class SchemeConfig:
     soft_weight: float = option(0.7, "transfer: weight of the teacher against the labels", low=0.0, high=1.0)
     distill_epochs: int = option(30, "transfer: epochs of the distillation on public data", low=0)
     distill_lr: float = option(2e-3, "transfer: the server's learning rate for the tiny model", above=0.0)
-    tune: str = option("head", "transfer: what devices fine-tune", choices=("none", "head", "bias", "whole"))
+    tune: str = option("head", "transfer: what devices fine-tune: none, head, bias, whole, lora, layers:A,B")
     cut: str = option("", "split: the layer whose output is sent; empty: the first that halves the device's work")
     features: int = option(32, "split_u: width of what the server sends back to the device's tail", low=1)
     head_epochs: int = option(1, "fedrep: epochs on the head before the body", low=1)
@@ -190,7 +196,9 @@ def read_table(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"there is no config file {path}; give the path of a .toml file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the config file {path} can't be read ({error}); check the path and its permissions") from None
+        raise ConfigError(
+            f"the config file {path} can't be read ({error}); check the path and its permissions"
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}; mend that line") from None
 
@@ -214,7 +222,9 @@ def override(table: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, 
     >>> override({"run": {"seed": 1}}, ["run.seed=2", "data.name=har"])
     {'run': {'seed': 2}, 'data': {'name': 'har'}}
     """
-    out: dict[str, Any] = {section: dict(values) if isinstance(values, Mapping) else values for section, values in table.items()}
+    out: dict[str, Any] = {
+        section: dict(values) if isinstance(values, Mapping) else values for section, values in table.items()
+    }
     for assignment in assignments:
         path, sign, text = assignment.partition("=")
         keys = path.strip().split(".")
@@ -248,9 +258,18 @@ def reference() -> str:
     lines = ["# Every setting", "", "Made from `midhaul.config`; a test keeps it true.", ""]
     for section, kind in get_type_hints(Config).items():
         title = str(kind.__doc__).splitlines()[0].partition(": ")[2]
-        lines += [f"## [{section}]", "", title[0].upper() + title[1:], "", "| key | default | what it is |", "|---|---|---|"]
+        lines += [
+            f"## [{section}]",
+            "",
+            title[0].upper() + title[1:],
+            "",
+            "| key | default | what it is |",
+            "|---|---|---|",
+        ]
         for place, default in zip(dataclasses.fields(kind), dataclasses.asdict(kind()).values(), strict=True):
-            shown = {True: "true", False: "false"}.get(default, f'"{default}"') if isinstance(default, bool | str) else default
+            shown = (
+                tomli_w.dumps({"v": default}).strip().removeprefix("v = ") if not isinstance(default, dict) else "{}"
+            )
             choices = f" ({', '.join(place.metadata['choices'])})" if place.metadata["choices"] else ""
             lines.append(f"| `{section}.{place.name}` | `{shown}` | {place.metadata['help']}{choices} |")
         lines.append("")
@@ -291,10 +310,14 @@ def _value(kind: Any, name: str, value: Any, rules: Mapping[str, Any], where: st
         value = float(value)
     plain = get_origin(kind) or kind
     if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
-        wanted = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a table"}[plain]
+        wanted = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a table"}[
+            plain
+        ]
         raise ConfigError(f"{where}: {name} must be {wanted}, not {value!r}")
     if rules["choices"] and value not in rules["choices"]:
-        raise ConfigError(f"{where}: {name} is {value!r}, which is not one of its choices{nearest(value, rules['choices'])}")
+        raise ConfigError(
+            f"{where}: {name} is {value!r}, which is not one of its choices{nearest(value, rules['choices'])}"
+        )
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ConfigError(f"{where}: {name} must be a finite number, not {value!r}")

@@ -91,7 +91,8 @@ def weighted_mean(stacked: Tree, weight: Tensor) -> Tree:
 
     def mean(value: Tensor) -> Tensor:
         wide = value.to(torch.float64)
-        return torch.tensordot(share, wide, dims=([0], [0])).to(value.dtype)
+        total: Tensor = torch.tensordot(share, wide, dims=([0], [0]))
+        return total.to(value.dtype)
 
     return map(stacked, mean)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import nn
 
 from midhaul import rng
 from midhaul.config import Config
-from midhaul.ops import Examples, Population, Program
+from midhaul.kit import Kit, Scheme
+from midhaul.program import Examples, Population, Program
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.stacked import Stacked
-from midhaul.server import Kit, Scheme
 
 SIZES = (1, 7, 200)
 FEATURES, CLASSES, HIDDEN = 6, 3, 8
@@ -36,10 +38,12 @@ def rear(inputs: int, outputs: int) -> nn.Module:
 
 def examples(own_test: bool = False) -> Population:
     total = sum(SIZES) + 60
-    x = torch.from_numpy(rng.normal(rng.key(3, 0, 0, rng.Use.SYNTHETIC), total * FEATURES).reshape(total, FEATURES)).float()
+    x = torch.from_numpy(
+        rng.normal(rng.key(3, 0, 0, rng.Use.SYNTHETIC), total * FEATURES).reshape(total, FEATURES)
+    ).float()
     y = (x[:, 0] > 0.3).long() + (x[:, 1] + x[:, 2] > 0).long()
     starts = np.cumsum([0, *SIZES])
-    train = tuple(np.arange(a, b) for a, b in zip(starts, starts[1:], strict=False))
+    train = tuple(np.arange(a, b) for a, b in pairwise(starts))
     held = np.arange(sum(SIZES), total)
     if own_test:
         return Population(x, y, train, (held[:5], held[5:9], held[9:30]), (), True)
@@ -49,8 +53,15 @@ def examples(own_test: bool = False) -> Population:
 def setting(scheme: Scheme, *, own_test: bool = False, **changes: object) -> tuple[Kit, Program, Population]:
     """Gives what a run of the scheme is built from, the same each time it is asked."""
     base = {
-        "scheme_batch": 16, "scheme_epochs": 2, "scheme_lr": 0.1, "scheme_momentum": 0.5, "scheme_distill_epochs": 3,
-        "large_epochs": 3, "large_lr": 0.01, "scheme_name": scheme.name, "run_rounds": 5,
+        "scheme_batch": 16,
+        "scheme_epochs": 2,
+        "scheme_lr": 0.1,
+        "scheme_momentum": 0.5,
+        "scheme_distill_epochs": 3,
+        "large_epochs": 3,
+        "large_lr": 0.01,
+        "scheme_name": scheme.name,
+        "run_rounds": 5,
     }
     config = Config().replace(**{**base, **changes})
     population = examples(own_test)

@@ -14,7 +14,7 @@ from torch import nn
 
 from midhaul import rng, tree
 from midhaul.message import Message, Op
-from midhaul.ops import Population
+from midhaul.program import Population
 from midhaul.schemes import SCHEMES
 from midhaul.server import Server
 
@@ -84,8 +84,13 @@ def central(population: Population, rounds: int, epochs: int, batch: int, lr: fl
 
 
 SGD = {
-    "large_optimizer": "sgd", "large_lr": 0.05, "large_weight_decay": 0.0,
-    "scheme_lr": 0.05, "scheme_momentum": 0.9, "scheme_batch": 16, "scheme_epochs": 2,
+    "large_optimizer": "sgd",
+    "large_lr": 0.05,
+    "large_weight_decay": 0.0,
+    "scheme_lr": 0.05,
+    "scheme_momentum": 0.9,
+    "scheme_batch": 16,
+    "scheme_epochs": 2,
 }
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from midhaul import rng, tree
 from midhaul.devices import profiles
 from midhaul.link import radio
 from midhaul.message import Replies
+from midhaul.models import slices
+from midhaul.models.adapters import add_lora
+from midhaul.models.prepare import prepare
+from midhaul.program import Program
 from midhaul.runtime.over_link import Ledger, OverLink
 from midhaul.schemes import SCHEMES
 from midhaul.server import Server
 from midhaul.tree import Tree
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fleet_of_three import engine, setting
+from fleet_of_three import Tiny, engine, setting
 
 ROUNDS = 5
 
@@ -105,11 +111,15 @@ def test_lost_frames_stop_nothing(name: str) -> None:
     kit, program, population = setting(scheme)
     ledger = Ledger()
     fleet = OverLink(
-        engine("stacked", program, population), program, profiles.get("stm32l4"), radio.get("ble"),
-        loss=0.5, retries=0, ledger=ledger,
+        engine("stacked", program, population),
+        program,
+        profiles.get("stm32l4"),
+        radio.get("ble"),
+        loss=0.5,
+        retries=0,
+        ledger=ledger,
     )
-    lossless = OverLink(fleet.fleet, program, fleet.board, fleet.radio, loss=0.0, retries=0, ledger=Ledger())
-    server = scheme.init(lossless, kit, rng.Key(1, 0, rng.SERVER, 0))
+    server = scheme.init(fleet, kit, rng.Key(1, 0, rng.SERVER, 0))
     for number in range(1, 4):
         server, _ = scheme.round(server, fleet, kit, rng.Key(1, number, rng.SERVER, 0))
     assert tree.is_finite(server.tree)
@@ -135,3 +145,62 @@ def test_small_memory_changes_nothing(name: str) -> None:
     assert tree.largest_difference(one.tree, many.tree) < 1e-5
     assert tree.largest_difference(one.large, many.large) < 1e-5
     assert torch.allclose(one_test.metrics["loss"], many_test.metrics["loss"], atol=1e-5)
+
+
+class WithNorm(nn.Module):
+    """A model with batch norm, as people have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 4, 3)
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4 * 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(torch.relu(self.norm(self.conv(x[:, None]))).flatten(1))
+        return out
+
+
+def with_module(module: nn.Module, on: str, norm: str, **changes: object) -> tuple[Server, Tree, Replies, Ledger]:
+    scheme = SCHEMES["fedavg"]
+    kit, _, population = setting(scheme, **changes)
+    prepared = prepare(module, (6,), norm)
+    program = Program(prepared.module, (6,), personal=prepared.personal)
+    kit = replace(kit, program=program)
+    inner, ledger = engine(on, program, population), Ledger()
+    fleet = OverLink(inner, program, profiles.get("stm32l4"), radio.get("ble"), loss=0.0, retries=0, ledger=ledger)
+    server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
+    for number in range(1, ROUNDS + 1):
+        server, _ = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
+    return server, device_trees(inner), scheme.evaluate(server, inner, kit, rng.Key(0, ROUNDS, rng.SERVER, 0)), ledger
+
+
+@pytest.mark.parametrize("norm", ["group", "fedbn"])
+def test_batch_norm_is_treated_alike_on_both_engines(norm: str) -> None:
+    with rng.torch_seed(rng.key(0, 0, 0, rng.Use.INIT)):
+        module = WithNorm()
+    slow, slow_devices, slow_test, _ = with_module(module, "loop", norm)
+    fast, fast_devices, fast_test, _ = with_module(module, "stacked", norm)
+    assert tree.largest_difference(slow.tree, fast.tree) < 1e-5
+    assert tree.largest_difference(slow_devices, fast_devices) < 1e-5
+    assert torch.allclose(slow_test.metrics["loss"], fast_test.metrics["loss"], atol=1e-5)
+    personal = [name for name in slow.tree if name.startswith("norm")]
+    assert bool(personal) == (norm == "group")
+    if norm == "fedbn":
+        means = [slow_devices[f"{device}/norm.running_mean"] for device in (0, 1, 2)]
+        assert not torch.allclose(means[1], means[2])
+
+
+@pytest.mark.parametrize("part", ["head", "bias", "lora", "layers:first"])
+def test_any_slice_can_be_federated_and_nothing_else_moves(part: str) -> None:
+    with rng.torch_seed(rng.key(0, 0, 0, rng.Use.INIT)):
+        module = add_lora(Tiny(), 2, 2.0, "all", rng.key(0, 0, 0, rng.Use.INIT))
+    slow, _, _, ledger = with_module(module, "loop", "refuse", scheme_slice=part)
+    fast, _, _, _ = with_module(module, "stacked", "refuse", scheme_slice=part)
+    assert tree.largest_difference(slow.tree, fast.tree) < 1e-5
+    names = set(slices.names(module, part, (6,)))
+    start = dict(module.named_parameters())
+    moved = {name for name, value in slow.tree.items() if not torch.equal(value, start[name])}
+    assert moved == names
+    sent = sum(value.numel() * 4 for name, value in start.items() if name in names)
+    assert ledger.kinds_up["weights"] == ROUNDS * 3 * sent

@@ -26,7 +26,10 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ({"run": {"rounds": True}}, "run.rounds must be a whole number, not True"),
         ({"scheme": {"lr": float("nan")}}, "scheme.lr must be a finite number"),
         ({"scheme": {"lr": -1}}, "scheme.lr is -1.0; it must be above 0"),
-        ({"run": {"engine": "stack"}}, "run.engine is 'stack', which is not one of its choices; did you mean 'stacked'"),
+        (
+            {"run": {"engine": "stack"}},
+            "run.engine is 'stack', which is not one of its choices; did you mean 'stacked'",
+        ),
         ({"data": {"name": 3}}, "data.name must be a string, not 3"),
         ({"run": 3}, r"run must be a section, \[run\]"),
         ({"data": {"public": 0.99}}, "data.public is 0.99; it must be at least 0 and at most 0.95"),
@@ -73,4 +76,6 @@ def test_sizes_that_are_none(text: str) -> None:
 
 def test_the_reference_is_true() -> None:
     kept = Path(__file__).parents[2] / "docs" / "config.md"
-    assert kept.read_text() == config.reference(), "run: python -c 'from midhaul import config; print(config.reference(), end=\"\")' > docs/config.md"
+    assert kept.read_text() == config.reference(), (
+        "run: python -c 'from midhaul import config; print(config.reference(), end=\"\")' > docs/config.md"
+    )

@@ -11,9 +11,12 @@ LAYERS = (
     {"tree", "units", "rng", "config"},
     {"message"},
     {"data", "models", "devices", "link", "privacy"},
+    {"program"},
     {"ops", "budget", "fleet"},
     {"server"},
-    {"schemes", "runtime", "checkpoint"},
+    {"kit", "checkpoint"},
+    {"schemes", "runtime"},
+    {"plant"},
     {"train", "plan", "export", "report", "size"},
     {"apps"},
     {"cli"},
@@ -29,7 +32,9 @@ def imports_of(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path} has a relative import; write the whole name"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "midhaul" else {node.module}
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "midhaul" else {node.module}
+            )
     return {name.split(".")[1] for name in found if name.startswith("midhaul.")} - {"__version__"}
 
 

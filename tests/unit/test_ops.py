@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from midhaul import ops, rng
 from midhaul.errors import EngineError
 from midhaul.message import Message, Op, Reply
-from midhaul.ops import Examples, Local, Program, State
+from midhaul.ops import State
+from midhaul.program import Examples, Local, Program
 
 KEY = rng.key(0, 1, 0, rng.Use.BATCH)
 
@@ -31,7 +32,9 @@ def device(x: list[float], y: list[int]) -> State:
     return State(Local(rows, rows, rows))
 
 
-def ask(state: State, op: Op, tree: dict[str, Tensor] | None = None, **settings: float | int | str) -> tuple[State, Reply]:
+def ask(
+    state: State, op: Op, tree: dict[str, Tensor] | None = None, **settings: float | int | str
+) -> tuple[State, Reply]:
     return ops.run(Program(Scale(), (1,)), state, Message(op, tree or {}, settings=settings), KEY)
 
 
@@ -50,7 +53,7 @@ def test_one_step_of_mean_squared_error_by_hand() -> None:
 
 def test_momentum_decay_and_proximal_term_by_hand() -> None:
     two = {"lr": 0.1, "loss": "mse", "train": "whole", "send": "whole", "epochs": 2}
-    # First step as above to 0.38 with velocity -0.8; then the slope is -0.48 and the velocity 0.5 * -0.8 - 0.48 = -0.88.
+    # First step as above to 0.38 with velocity -0.8; then the slope is -0.48, the velocity 0.5 * -0.8 - 0.48 = -0.88.
     _, reply = ask(device([2.0], [0]), Op.FIT, w(0.3), momentum=0.5, **two)
     assert reply.tree["w"].item() == pytest.approx(0.38 + 0.088)
     # The second slope has mu (w - 0.3) = 0.08 added.

@@ -23,7 +23,8 @@ C_TWIN = r"""
 void mh_philox_u32(uint32_t c[4], uint32_t k0, uint32_t k1) {
     for (int i = 0; i < 10; i++) {
         uint64_t p0 = (uint64_t)0xD2511F53u * c[0], p1 = (uint64_t)0xCD9E8D57u * c[2];
-        uint32_t next[4] = {(uint32_t)(p1 >> 32) ^ c[1] ^ k0, (uint32_t)p1, (uint32_t)(p0 >> 32) ^ c[3] ^ k1, (uint32_t)p0};
+        uint32_t hi0 = (uint32_t)(p0 >> 32), hi1 = (uint32_t)(p1 >> 32);
+        uint32_t next[4] = {hi1 ^ c[1] ^ k0, (uint32_t)p1, hi0 ^ c[3] ^ k1, (uint32_t)p0};
         for (int j = 0; j < 4; j++) c[j] = next[j];
         k0 += 0x9E3779B9u; k1 += 0xBB67AE85u;
     }

@@ -8,7 +8,8 @@ from dataclasses import replace
 from midhaul import ops, rng
 from midhaul.errors import EngineError
 from midhaul.message import Message, Replies, Reply, gather
-from midhaul.ops import Population, Program, State
+from midhaul.ops import State
+from midhaul.program import Population, Program
 from midhaul.tree import Tree
 
 
@@ -55,4 +56,7 @@ class Loop:
             if part not in ("tree", "momentum") or not 0 <= device < len(self.devices) + len(self.test_devices):
                 raise EngineError(f"the checkpoint holds {path}, which this fleet doesn't have; it is of another run")
             state = self.states.get(device) or State(self.population.local(device))
-            self.states[device] = replace(state, **{part: {**getattr(state, part), name: value}})
+            if part == "tree":
+                self.states[device] = replace(state, tree={**state.tree, name: value})
+            else:
+                self.states[device] = replace(state, momentum={**state.momentum, name: value})

@@ -19,10 +19,10 @@ from midhaul.fleet import Fleet
 from midhaul.link import frame
 from midhaul.link.frame import Frame
 from midhaul.link.radio import Radio
-from midhaul.message import Message, Op, Replies, Reply, gather, pad_rows
-from midhaul.message import ROW_KINDS
+from midhaul.message import ROW_KINDS, Message, Op, Replies, Reply, gather, pad_rows
 from midhaul.models import count
-from midhaul.ops import Program
+from midhaul.program import Program
+from midhaul.tree import Tree
 
 _METRICS = ("rows", "loss", "correct")
 _ANY_DEVICE = 0xFFFFFFFF
@@ -110,8 +110,9 @@ class OverLink:
     ) -> tuple[list[int], Message]:
         """Sends the message; gives the devices that it reached and the message as these unpacked it."""
         alike = not message.each and not message.each_settings
-        places, unpacked = [], []
-        data, kinds = b"", {}
+        places: list[int] = []
+        unpacked: list[Tree] = []
+        data, kinds = b"", dict[str, int]()
         for place, device in enumerate(asked):
             if not (alike and place):
                 own = message.for_device(place)
@@ -180,11 +181,14 @@ class OverLink:
     def _compute(self, message: Message, replies: Replies) -> float:
         """Charges the board's energy to the devices; gives the time of the slowest."""
         layers = self._layers
-        trained = self.program.names(str(message.settings.get("train", "front" if message.op == Op.BACKWARD else "none")))
-        if "z" in message.each and self.program.tail is not None:
+        trained = self.program.names(
+            str(message.settings.get("train", "front" if message.op == Op.BACKWARD else "none"))
+        )
+        is_tail = "z" in message.each and self.program.tail is not None
+        if is_tail and self.program.tail is not None:
             layers = count.layers(self.program.tail, tuple(message.each["z"].shape[2:]))
             trained = tuple(name.removeprefix("tail.") for name in self.program.names("tail"))
-        macs = budget.macs_per_example(layers, message.op, trained)
+        macs = budget.macs_per_example(layers, message.op, trained, is_tail=is_tail)
         longest = 0.0
         for device, rows in zip(replies.devices, replies.metrics.get("rows", torch.zeros(0)).tolist(), strict=False):
             busy_s = rows * macs * self.board.cycles_per_mac_f32 / self.board.clock_hz

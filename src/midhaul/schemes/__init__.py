@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from midhaul.kit import Scheme
 from midhaul.schemes.baseline import LOCAL, POOLED
 from midhaul.schemes.federated import FEDADAM, FEDAVG, FEDPROX
 from midhaul.schemes.federated_split import FEDERATED_SPLIT, FEDERATED_SPLIT_V1
 from midhaul.schemes.federated_transfer import FEDERATED_TRANSFER, FEDPER, FEDREP
 from midhaul.schemes.split import SPLIT, SPLIT_U
 from midhaul.schemes.transfer import TRANSFER
-from midhaul.server import Scheme
 
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme

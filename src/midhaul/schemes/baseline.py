@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import torch
 
-from midhaul import rng, server as site, tree
+from midhaul import rng, tree
+from midhaul import server as site
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
+from midhaul.kit import Kit, Scheme, Work, ask_all, load_all, mean_loss
 from midhaul.message import Message, Op, Replies
 from midhaul.ops import row_losses
-from midhaul.server import Kit, Scheme, Server, Work
+from midhaul.server import Server
 
 
 def init_local(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
     """Every device is given the same untrained model."""
-    fleet.exchange(Message(Op.LOAD, kit.program.initial), key=key)
+    load_all(fleet, kit.program.initial, key)
     return Server(kit.program.initial)
 
 
 def round_local(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server, dict[str, float]]:
     """Every device trains for a round's epochs and keeps what it learned."""
     replies = fleet.exchange(kit.fit({}, train="whole", send="none"), key=key)
-    return server, site.mean_loss(replies) if len(replies) else {}
+    return server, mean_loss(replies) if len(replies) else {}
 
 
 def evaluate_local(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
@@ -41,7 +43,7 @@ def work_local(cfg: SchemeConfig) -> tuple[Work, ...]:
 
 def init_pooled(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
     """The devices send their examples, once."""
-    up = fleet.exchange(Message(Op.READ, settings={"what": "examples"}), key=key)
+    up = ask_all(fleet, Message(Op.READ, settings={"what": "examples"}), key)
     parts = [reply.tree for _, reply in up]
     x, y = torch.cat([part["x"] for part in parts]), torch.cat([part["y"] for part in parts])
     if len(kit.public):
@@ -56,9 +58,16 @@ def round_pooled(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[
     """The server goes over all examples once."""
     rounds = kit.config.run.rounds
     whole, memory, loss = site.train(
-        _model(kit), server.large, server.constant["x"], server.constant["y"], kit.optimizer(), epochs=1,
-        batch=kit.config.large.batch, key=rng.key(key.seed, key.round, rng.SERVER, rng.Use.BATCH),
-        memory=server.state["optimizer"], span=((key.round - 1) / rounds, key.round / rounds),
+        _model(kit),
+        server.large,
+        server.constant["x"],
+        server.constant["y"],
+        kit.optimizer(),
+        epochs=1,
+        batch=kit.config.large.batch,
+        key=rng.key(key.seed, key.round, rng.SERVER, rng.Use.BATCH),
+        memory=server.state["optimizer"],
+        span=((key.round - 1) / rounds, key.round / rounds),
     )
     return Server({}, whole, {"optimizer": memory}, server.constant), {"train_loss": loss}
 
@@ -83,10 +92,15 @@ def _model(kit: Kit) -> torch.nn.Module:
     return kit.program.module if kit.cfg.pooled_model == "tiny" else kit.server_model()
 
 
-LOCAL = Scheme(
-    "local", "each device alone", "baseline", "none", init_local, round_local, evaluate_local, work_local
-)
+LOCAL = Scheme("local", "each device alone", "baseline", "none", init_local, round_local, evaluate_local, work_local)
 POOLED = Scheme(
-    "pooled", "all data on the server", "baseline", "none", init_pooled, round_pooled, evaluate_pooled, work_pooled,
+    "pooled",
+    "all data on the server",
+    "baseline",
+    "none",
+    init_pooled,
+    round_pooled,
+    evaluate_pooled,
+    work_pooled,
     large="teacher",
 )

@@ -8,6 +8,7 @@ ICLR 2021, algorithm 2: Adam on the server over the mean update.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,15 +16,16 @@ import torch
 from midhaul import rng, tree
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
+from midhaul.kit import Kit, Scheme, Work, evaluate_shared, load_all, mean_loss
 from midhaul.message import Message, Op, Replies
-from midhaul.server import Kit, Scheme, Server, Work, evaluate_personal, evaluate_shared, mean_loss
+from midhaul.server import Server
 
 
 def init(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
-    """The server draws the first model; what is personal (FedBN) is loaded once and stays on the device."""
+    """The server draws the first model. What never travels again (FedBN, what is not in the slice) is loaded once."""
     whole = kit.program.initial
-    if kit.program.personal:
-        fleet.exchange(Message(Op.LOAD, whole), key=key)
+    if kit.program.personal or kit.cfg.slice != "whole":
+        load_all(fleet, whole, key)
     return Server(tree.without(whole, kit.program.personal))
 
 
@@ -34,18 +36,22 @@ def train_cohort(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, mu: fl
         epochs = {device: num for device, num in epochs.items() if num == kit.cfg.epochs}
     if not epochs:
         return None
-    message = kit.fit(server.tree, train="whole", send="whole", proximal_mu=mu)
-    each = Message(message.op, message.tree, settings=message.settings, each_settings={"epochs": tuple(epochs.values())})
-    up = fleet.exchange(each, devices=tuple(epochs), key=key)
+    part = tree.select(server.tree, kit.program.sendable(kit.cfg.slice))
+    message = kit.fit(part, train=kit.cfg.slice, send=kit.cfg.slice, proximal_mu=mu)
+    if kit.config.fleet.stragglers:
+        message = replace(message, each_settings={"epochs": tuple(epochs.values())})
+    up = fleet.exchange(message, devices=tuple(epochs), key=key)
     return up if len(up) else None
 
 
-def average(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, mu: float, drop: bool) -> tuple[Server, dict[str, float]]:
+def average(
+    server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, mu: float, drop: bool
+) -> tuple[Server, dict[str, float]]:
     """One round: the mean of the devices' models by their numbers of examples is the next model."""
     up = train_cohort(server, fleet, kit, key, mu=mu, drop=drop)
     if up is None:
         return server, {}
-    return Server(tree.weighted_mean(up.tree, up.weight)), mean_loss(up)
+    return Server(tree.merge(server.tree, tree.weighted_mean(up.tree, up.weight))), mean_loss(up)
 
 
 def round_fedavg(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server, dict[str, float]]:
@@ -64,13 +70,14 @@ def round_fedadam(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple
     up = train_cohort(server, fleet, kit, key, mu=0.0, drop=cfg.drop_stragglers)
     if up is None:
         return server, {}
-    update = tree.subtract(tree.weighted_mean(up.tree, up.weight), server.tree)
-    first = server.state.get("first", tree.zeros_like(server.tree))
-    second = server.state.get("second", tree.map(server.tree, lambda v: torch.full_like(v, cfg.tau**2)))
+    now = tree.select(server.tree, up.tree)
+    update = tree.subtract(tree.weighted_mean(up.tree, up.weight), now)
+    first = server.state.get("first", tree.zeros_like(now))
+    second = server.state.get("second", tree.map(now, lambda v: torch.full_like(v, cfg.tau**2)))
     first = tree.add(tree.scale(first, cfg.beta1), update, alpha=1.0 - cfg.beta1)
     second = tree.zip_with(second, update, lambda v, u: cfg.beta2 * v + (1.0 - cfg.beta2) * u * u)
     step = tree.zip_with(first, second, lambda m, v: m / (v.sqrt() + cfg.tau))
-    moved = Server(tree.add(server.tree, step, alpha=cfg.server_lr))
+    moved = Server(tree.merge(server.tree, tree.add(now, step, alpha=cfg.server_lr)))
     return moved.keeping(first=first, second=second), mean_loss(up)
 
 
@@ -83,8 +90,8 @@ def evaluate(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
 
 
 def work(cfg: SchemeConfig) -> tuple[Work, ...]:
-    """A device trains the whole model and uses it."""
-    return (Work(Op.FIT, "whole"), Work(Op.PREDICT))
+    """A device trains the slice and uses the model."""
+    return (Work(Op.FIT, cfg.slice), Work(Op.PREDICT))
 
 
 _kin = partial(Scheme, family="FL", init=init, evaluate=evaluate, work=work)

@@ -15,8 +15,9 @@ import torch
 from midhaul import rng, tree
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
+from midhaul.kit import Kit, Scheme, Work, evaluate_halves, init_halves
 from midhaul.message import Message, Op, Replies, Settings
-from midhaul.server import Kit, Scheme, Server, Work, evaluate_halves, init_halves, step_half
+from midhaul.server import Server, step_half
 
 Halves = dict[int, tuple[tree.Tree, tree.Tree]]  # of each device: the server half and its optimiser's state
 
@@ -27,7 +28,9 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, copies: bool)
     there = fleet.exchange(Message(Op.LOAD, server.tree), devices=kit.cohort(fleet, key), key=key)
     if not len(there):
         return server, {}
-    batches = {d: -(-int(n) // (cfg.batch or int(n))) for d, n in zip(there.devices, there.weight.tolist(), strict=True)}
+    batches = {
+        d: -(-int(n) // (cfg.batch or int(n))) for d, n in zip(there.devices, there.weight.tolist(), strict=True)
+    }
     half = (server.large, server.state["optimizer"])
     halves: Halves = {device: half for device in there.devices}
     total, rows = 0.0, 0.0
@@ -43,7 +46,9 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, copies: bool)
             seen = float(up.rows.sum())
             total, rows = total + loss, rows + seen
             down: Settings = {"lr": cfg.lr, "momentum": cfg.momentum, "weight_decay": cfg.weight_decay}
-            fleet.exchange(Message(Op.BACKWARD, each={"g": g}, rows=up.rows, settings=down), devices=up.devices, key=key)
+            fleet.exchange(
+                Message(Op.BACKWARD, each={"g": g}, rows=up.rows, settings=down), devices=up.devices, key=key
+            )
     back = fleet.exchange(Message(Op.READ, settings={"send": "whole"}), devices=there.devices, key=key)
     front = tree.merge(server.tree, tree.weighted_mean(back.tree, back.weight)) if len(back) else server.tree
     large, memory = mean_half(halves, there) if copies else next(iter(halves.values()))
@@ -79,11 +84,19 @@ def work(cfg: SchemeConfig) -> tuple[Work, ...]:
 
 
 _kin = partial(
-    Scheme, family="FSL", source="Thapa et al. 2022", init=init_halves, evaluate=evaluate_halves, work=work,
-    part="front", large="rear",
+    Scheme,
+    family="FSL",
+    source="Thapa et al. 2022",
+    init=init_halves,
+    evaluate=evaluate_halves,
+    work=work,
+    part="front",
+    large="rear",
 )
 FEDERATED_SPLIT = _kin(
-    name="federated_split", title="SplitFed V2: device halves averaged, one server half", round=partial(round, copies=False)
+    name="federated_split",
+    title="SplitFed V2: device halves averaged, one server half",
+    round=partial(round, copies=False),
 )
 FEDERATED_SPLIT_V1 = _kin(
     name="federated_split_v1", title="SplitFed V1: both halves averaged", round=partial(round, copies=True)

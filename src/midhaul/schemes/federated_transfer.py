@@ -14,8 +14,9 @@ from functools import partial
 from midhaul import rng, tree
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
+from midhaul.kit import Kit, Scheme, Work, evaluate_personal, evaluate_shared, load_all, mean_loss, teach
 from midhaul.message import Message, Op, Replies
-from midhaul.server import Kit, Scheme, Server, Work, evaluate_personal, evaluate_shared, mean_loss, teach
+from midhaul.server import Server
 
 Round = tuple[Server, dict[str, float]]
 
@@ -23,7 +24,7 @@ Round = tuple[Server, dict[str, float]]
 def init(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
     """The server trains and distils; every device loads the tiny model, once."""
     tiny, large = teach(kit, key)
-    fleet.exchange(Message(Op.LOAD, tiny), key=key)
+    load_all(fleet, tiny, key)
     return Server(tiny, large)
 
 
@@ -84,14 +85,26 @@ def work_parts(cfg: SchemeConfig) -> tuple[Work, ...]:
 
 _kin = partial(Scheme, family="FTL", init=init, large="teacher", needs_public=True)
 FEDERATED_TRANSFER = _kin(
-    name="federated_transfer", title="frozen body from the large model, heads averaged", source="Liu et al. 2020",
-    round=round_head, evaluate=evaluate_shared, work=work_head,
+    name="federated_transfer",
+    title="frozen body from the large model, heads averaged",
+    source="Liu et al. 2020",
+    round=round_head,
+    evaluate=evaluate_shared,
+    work=work_head,
 )
 FEDPER = _kin(
-    name="fedper", title="averaged body, personal heads", source="Arivazhagan et al. 2019",
-    round=round_fedper, evaluate=evaluate_heads, work=work_whole,
+    name="fedper",
+    title="averaged body, personal heads",
+    source="Arivazhagan et al. 2019",
+    round=round_fedper,
+    evaluate=evaluate_heads,
+    work=work_whole,
 )
 FEDREP = _kin(
-    name="fedrep", title="personal heads first, then the body", source="Collins et al. 2021",
-    round=round_fedrep, evaluate=evaluate_heads, work=work_parts,
+    name="fedrep",
+    title="personal heads first, then the body",
+    source="Collins et al. 2021",
+    round=round_fedrep,
+    evaluate=evaluate_heads,
+    work=work_parts,
 )

@@ -8,11 +8,13 @@ and the loss stay on the device, so that labels never leave it.
 
 from __future__ import annotations
 
-from midhaul import rng, server as site, tree
+from midhaul import rng, tree
+from midhaul import server as site
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
+from midhaul.kit import Kit, Scheme, Work, evaluate_halves, init_halves
 from midhaul.message import Message, Op, Replies, Settings
-from midhaul.server import Kit, Scheme, Server, Work, evaluate_halves, init_halves, step_half
+from midhaul.server import Server, step_half
 
 
 def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server, dict[str, float]]:
@@ -47,7 +49,9 @@ def turn(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, device: int) -> t
 Step = tuple[tree.Tree, tree.Tree, float, float]
 
 
-def plain_step(large: tree.Tree, memory: tree.Tree, fleet: Fleet, kit: Kit, key: rng.Key, device: int, at: Settings) -> Step:
+def plain_step(
+    large: tree.Tree, memory: tree.Tree, fleet: Fleet, kit: Kit, key: rng.Key, device: int, at: Settings
+) -> Step:
     """One batch: activations and labels up, the gradient at the cut down."""
     up = fleet.exchange(Message(Op.FORWARD, settings={**at, "what": "hy"}), devices=(device,), key=key)
     if not len(up) or not int(up.rows[0]):
@@ -58,7 +62,9 @@ def plain_step(large: tree.Tree, memory: tree.Tree, fleet: Fleet, kit: Kit, key:
     return large, memory, float(loss), float(up.rows[0])
 
 
-def u_step(large: tree.Tree, memory: tree.Tree, fleet: Fleet, kit: Kit, key: rng.Key, device: int, at: Settings) -> Step:
+def u_step(
+    large: tree.Tree, memory: tree.Tree, fleet: Fleet, kit: Kit, key: rng.Key, device: int, at: Settings
+) -> Step:
     """One batch with the loss on the device: activations up, features down, their gradient up, the gradient down."""
     up = fleet.exchange(Message(Op.FORWARD, settings={**at, "what": "h"}), devices=(device,), key=key)
     if not len(up) or not int(up.rows[0]):
@@ -92,10 +98,26 @@ def work(cfg: SchemeConfig) -> tuple[Work, ...]:
 
 
 SPLIT = Scheme(
-    "split", "device half handed from device to device", "SL", "Gupta and Raskar 2018",
-    init_halves, round, evaluate_halves, work, part="front", large="rear",
+    "split",
+    "device half handed from device to device",
+    "SL",
+    "Gupta and Raskar 2018",
+    init_halves,
+    round,
+    evaluate_halves,
+    work,
+    part="front",
+    large="rear",
 )
 SPLIT_U = Scheme(
-    "split_u", "split in U shape: labels stay on the device", "SL", "Vepakomma et al. 2018",
-    init_halves, round, evaluate_halves, work, part="u", large="rear",
+    "split_u",
+    "split in U shape: labels stay on the device",
+    "SL",
+    "Vepakomma et al. 2018",
+    init_halves,
+    round,
+    evaluate_halves,
+    work,
+    part="u",
+    large="rear",
 )

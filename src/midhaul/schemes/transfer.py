@@ -9,14 +9,15 @@ from __future__ import annotations
 from midhaul import rng
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
-from midhaul.message import Message, Op, Replies
-from midhaul.server import Kit, Scheme, Server, Work, evaluate_personal, evaluate_shared, mean_loss, teach
+from midhaul.kit import Kit, Scheme, Work, evaluate_personal, evaluate_shared, load_all, mean_loss, teach
+from midhaul.message import Op, Replies
+from midhaul.server import Server
 
 
 def init(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
     """The server trains and distils; every device loads the tiny model, once."""
     tiny, large = teach(kit, key)
-    fleet.exchange(Message(Op.LOAD, tiny), key=key)
+    load_all(fleet, tiny, key)
     return Server(tiny, large)
 
 
@@ -41,6 +42,14 @@ def work(cfg: SchemeConfig) -> tuple[Work, ...]:
 
 
 TRANSFER = Scheme(
-    "transfer", "taught by the large model, tuned on the device", "TL", "Hinton et al. 2015; Cai et al. 2020",
-    init, round, evaluate, work, large="teacher", needs_public=True,
+    "transfer",
+    "taught by the large model, tuned on the device",
+    "TL",
+    "Hinton et al. 2015; Cai et al. 2020",
+    init,
+    round,
+    evaluate,
+    work,
+    large="teacher",
+    needs_public=True,
 )

@@ -1,0 +1,235 @@
+"""What a scheme is made of, and what it is given beside its fleet.
+
+Shape letters: B rows, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from midhaul import rng, tree
+from midhaul.config import Config, SchemeConfig
+from midhaul.errors import EngineError, ModelError
+from midhaul.fleet import Fleet
+from midhaul.message import Message, Op, Replies, Setting, Settings, join
+from midhaul.models import losses
+from midhaul.program import Examples, Program
+from midhaul.server import Optimizer, Progress, Server, parameter_names, predict, train
+from midhaul.tree import Tree
+
+_TRIES = 20
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What a scheme is given beside its fleet: settings, modules and public data; nothing that a round changes."""
+
+    config: Config
+    program: Program
+    large: nn.Module | None
+    public: Examples
+    num_classes: int
+    can_adapt: bool = False
+    progress: Progress | None = None
+
+    @property
+    def cfg(self) -> SchemeConfig:
+        """The settings of the scheme."""
+        return self.config.scheme
+
+    def optimizer(self) -> Optimizer:
+        """Gives the server's optimiser for its large model, as [large] has it."""
+        large = self.config.large
+        return Optimizer(large.optimizer, large.lr, large.weight_decay)
+
+    def server_model(self) -> nn.Module:
+        """Gives the large model. Raises: ModelError if the run has none."""
+        if self.large is None:
+            raise ModelError(f"the scheme {self.cfg.name} needs a large model; set large.model")
+        return self.large
+
+    def fit(self, parameters: Tree, *, train: str, send: str, **settings: Setting) -> Message:
+        """Gives the FIT message of the scheme's settings: which slice is trained, and which is sent back."""
+        cfg = self.cfg
+        chosen: Settings = {
+            "lr": cfg.lr,
+            "momentum": cfg.momentum,
+            "weight_decay": cfg.weight_decay,
+            "batch": cfg.batch,
+            "epochs": cfg.epochs,
+            "loss": cfg.loss,
+            "train": train,
+            "send": send,
+        }
+        if self.config.privacy.clip:
+            chosen["clip"] = self.config.privacy.clip
+        return Message(Op.FIT, parameters, settings={**chosen, **settings})
+
+    def cohort(self, fleet: Fleet, key: rng.Key) -> tuple[int, ...]:
+        """Gives the devices of a round: a share of the fleet, or a number, drawn without repetition."""
+        wanted = self.config.fleet.cohort
+        num = max(1, round(wanted * len(fleet.devices))) if wanted <= 1.0 else min(round(wanted), len(fleet.devices))
+        return rng.choose(key._replace(use=int(rng.Use.COHORT)), num, fleet.devices)
+
+    def epochs_of(self, devices: tuple[int, ...], key: rng.Key) -> dict[int, int]:
+        """Gives how many epochs each device has time for: all, or for a straggler at least one fewer.
+
+        Source: Li et al., "Federated optimization in heterogeneous networks", MLSys 2020, section 5.2.
+        """
+        full = self.cfg.epochs
+        order = rng.permutation(key._replace(use=int(rng.Use.WORK)), len(devices))
+        late = {devices[place] for place in order[: round(self.config.fleet.stragglers * len(devices))]}
+        draws = {d: rng.integers(rng.key(key.seed, key.round, d, rng.Use.WORK), 1, max(full - 1, 1))[0] for d in late}
+        return {device: 1 + int(draws[device]) if device in late else full for device in devices}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something that a scheme asks of a device, for the budget: an op, and the slice that it trains."""
+
+    op: Op
+    train: str = "none"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A way to train tiny and large models together: plain functions that speak only to a fleet.
+
+    `part` is what of the tiny model lies on a device: whole, front (up to the cut), or u (front and tail).
+    `large` says what the server's model is: none, a teacher that sees examples, the rear behind the cut.
+    """
+
+    name: str
+    title: str
+    family: str
+    source: str
+    init: Callable[[Fleet, Kit, rng.Key], Server]
+    round: Callable[[Server, Fleet, Kit, rng.Key], tuple[Server, dict[str, float]]]
+    evaluate: Callable[[Server, Fleet, Kit, rng.Key], Replies]
+    work: Callable[[SchemeConfig], tuple[Work, ...]]
+    part: str = "whole"
+    large: str = "none"
+    needs_public: bool = False
+
+
+def ask_all(fleet: Fleet, message: Message, key: rng.Key) -> Replies:
+    """Sends a message, the same to all, to every device that trains, and asks again those that didn't answer.
+
+    Raises: EngineError for a device that can't be reached.
+    """
+    parts: list[Replies] = []
+    missing = fleet.devices
+    for _ in range(_TRIES):
+        parts.append(fleet.exchange(message, key=key, devices=missing))
+        missing = tuple(device for device in missing if device not in parts[-1].devices)
+        if not missing:
+            return join(parts)
+    raise EngineError(f"device {missing[0]} didn't answer {_TRIES} times; raise link.retries or choose another radio")
+
+
+def load_all(fleet: Fleet, whole: Tree, key: rng.Key) -> None:
+    """Loads a tree on every device that trains. Raises: EngineError for a device that can't be reached."""
+    ask_all(fleet, Message(Op.LOAD, whole), key)
+
+
+def evaluate_shared(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
+    """Tests the shared model on every test device."""
+    message = Message(Op.EVALUATE, server.tree, settings={"rows": "test", "loss": kit.cfg.loss})
+    return fleet.exchange(message, key=key, devices=fleet.test_devices)
+
+
+def evaluate_personal(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, tune: str) -> Replies:
+    """Tests models that are a device's own.
+
+    Where devices test on rows of their own, each tests its own model. Where the test devices are new ones, each adapts
+    the shared model's slice `tune` on its few rows (`data.adapt`) and tests it on the rest; without such rows, the
+    training devices' models are each tested on all the new devices' rows.
+    """
+    settings: Settings = {"rows": "test", "loss": kit.cfg.loss}
+    if fleet.test_devices == fleet.devices or not kit.can_adapt:
+        return fleet.exchange(Message(Op.EVALUATE, settings=settings), key=key)
+    adapting = kit.fit({}, train=tune, send="none", epochs=kit.cfg.adapt_epochs).settings
+    message = Message(Op.ADAPT, server.tree, settings=adapting)
+    return fleet.exchange(message, key=key, devices=fleet.test_devices)
+
+
+def init_halves(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
+    """Begins a split scheme: the server draws both halves and keeps the large one."""
+    large = kit.server_model()
+    whole = tree.of(large)
+    memory = kit.optimizer().init(tree.select(whole, parameter_names(large)))
+    if kit.program.personal:
+        load_all(fleet, kit.program.initial, key)
+    return Server(tree.without(kit.program.initial, kit.program.personal), whole, {"optimizer": memory})
+
+
+def evaluate_halves(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
+    """Tests a model whose one half is on the device and whose other half is here."""
+    devices = fleet.devices if kit.program.personal else fleet.test_devices
+    settings: Settings = {"rows": "test", "what": "h" if kit.program.tail is not None else "hy"}
+    up = fleet.exchange(Message(Op.FORWARD, server.tree, settings=settings), key=key, devices=devices)
+    valid = up.mask().bool()
+    flat = predict(kit.server_model(), server.large, up.tree["h"][valid])
+    out = flat.new_zeros((*valid.shape, *flat.shape[1:]))
+    out[valid] = flat
+    if kit.program.tail is not None:
+        message = Message(Op.EVALUATE, server.tree, {"z": out}, up.rows, {"rows": "test"})
+        return fleet.exchange(message, key=key, devices=up.devices)
+    y, counts = up.tree["y"], up.rows.double()
+    rows = losses.rows("cross_entropy", flat, y[valid], None, 1.0, 0.0)
+    loss = torch.zeros(valid.shape, dtype=torch.float64)
+    loss[valid] = rows.double()
+    correct = ((out.argmax(-1) == y) & valid).sum(1).double()
+    metrics = {"rows": counts, "loss": loss.sum(1) / counts.clamp(min=1.0), "correct": correct}
+    return Replies(up.devices, {}, up.rows, counts, metrics)
+
+
+def mean_loss(replies: Replies) -> dict[str, float]:
+    """Gives the mean of the devices' losses, by the rows behind each."""
+    rows = replies.metrics["rows"]
+    return {"train_loss": float((replies.metrics["loss"] * rows).sum() / rows.sum().clamp(min=1.0))}
+
+
+def teach(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
+    """Trains the large model on the server's public data, then distils it into the tiny one.
+
+    Gives the trees of the tiny and of the large model.
+    Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015, section 2.
+    """
+    public, large_cfg, cfg = kit.public, kit.config.large, kit.cfg
+    large = kit.server_model()
+    start = rng.key(key.seed, key.round, rng.SERVER, rng.Use.PUBLIC)
+    teacher, _, _ = train(
+        large,
+        tree.of(large),
+        public.x,
+        public.y,
+        kit.optimizer(),
+        epochs=large_cfg.epochs,
+        batch=large_cfg.batch,
+        key=start,
+        progress=kit.progress,
+        label="the large model learns",
+    )
+    soft = predict(large, teacher, public.x)
+    tiny = kit.program.module
+    student, _, _ = train(
+        tiny,
+        {**tree.of(tiny), **kit.program.initial},
+        public.x,
+        public.y,
+        Optimizer("adam", cfg.distill_lr),
+        epochs=cfg.distill_epochs,
+        batch=large_cfg.batch,
+        key=start.at(1 << 16),
+        soft=soft,
+        temperature=cfg.temperature,
+        soft_weight=cfg.soft_weight,
+        progress=kit.progress,
+        label="the tiny model is taught",
+    )
+    return {name: student[name] for name in kit.program.initial}, teacher

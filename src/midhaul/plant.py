@@ -1,0 +1,209 @@
+"""Everything of a run that is built before its first round: data, models, engine, board, and whether they fit.
+
+Here schemes and engines meet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from midhaul import budget, rng
+from midhaul import config as settings
+from midhaul.config import Config
+from midhaul.data import Dataset, Federation, federate, load
+from midhaul.devices import profiles
+from midhaul.devices.profiles import Board
+from midhaul.errors import ConfigError, nearest
+from midhaul.kit import Kit, Scheme
+from midhaul.link import radio as radios
+from midhaul.link.radio import Radio
+from midhaul.message import Op
+from midhaul.models import large, slices, tiny
+from midhaul.models.adapters import add_lora
+from midhaul.models.prepare import Prepared, prepare
+from midhaul.program import Examples, Population, Program
+from midhaul.runtime.loop import Loop
+from midhaul.runtime.stacked import Stacked
+from midhaul.schemes import SCHEMES
+from midhaul.server import Progress
+
+Engine = Loop | Stacked
+
+
+@dataclass(frozen=True)
+class Plant:
+    """Everything of a run that is built before its first round."""
+
+    config: Config
+    scheme: Scheme
+    dataset: Dataset
+    federation: Federation
+    kit: Kit
+    engine: Engine
+    board: Board
+    radio: Radio
+    need: budget.Budget
+    notes: tuple[str, ...]
+
+
+def find_scheme(name: str) -> Scheme:
+    """Gives a scheme by name. Raises: ConfigError with the nearest known name."""
+    if name not in SCHEMES:
+        raise ConfigError(f"there is no scheme {name!r}{nearest(name, SCHEMES)}")
+    return SCHEMES[name]
+
+
+def build(
+    config: Config,
+    *,
+    scheme: Scheme | None = None,
+    module: nn.Module | None = None,
+    large_module: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    progress: Progress | None = None,
+) -> Plant:
+    """Loads the data, builds the models and the engine, and refuses what can't work.
+
+    `scheme`, `module` (the tiny model), `large_module` and `dataset` may be a person's own.
+    Raises: MidhaulError, in one sentence, before anything is trained.
+    """
+    chosen = scheme or find_scheme(config.scheme.name)
+    board = profiles.get(config.fleet.board)
+    config = _resolved(config, board)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    radio = radios.get(config.link.radio)
+    data = dataset or load(config.data.name, **config.data.options)
+    federation = _federate(config, data)
+    if chosen.needs_public and not len(federation.public):
+        raise ConfigError(f"the scheme {chosen.name} needs public data on the server; set data.public, for example 0.3")
+    start = rng.key(config.run.seed, 0, rng.SERVER, rng.Use.INIT)
+    with rng.torch_seed(start):
+        own = module or tiny.build(config.tiny.model, data.input_shape, data.num_classes, **_tiny_options(config, data))
+    prepared = prepare(own, data.input_shape, config.tiny.norm)
+    if config.tiny.lora_rank:
+        rank = config.tiny.lora_rank
+        prepared = prepared._replace(module=add_lora(prepared.module, rank, float(rank), "all", start.at(3)))
+    config, program, rear = _parts(config, chosen, prepared, data, large_module, start)
+    x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
+    population = Population(x, y, federation.train, federation.test, federation.adapt, federation.own_test)
+    public = Examples(x, y).at(federation.public)
+    can_adapt = any(len(rows) for rows in federation.adapt)
+    kit = Kit(config, program, rear, public, data.num_classes, can_adapt, progress)
+    engine: Engine
+    if config.run.engine == "loop":
+        engine = Loop(program, population)
+    else:
+        engine = Stacked(program, population, settings.parse_bytes(config.run.memory))
+    need = _need(kit, chosen, prepared.module, board, data)
+    return Plant(config, chosen, data, federation, kit, engine, board, radio, need, prepared.notes)
+
+
+def _resolved(config: Config, board: Board) -> Config:
+    radio = board.radio if config.link.radio == "auto" else config.link.radio
+    return config.replace(link_radio=radio)
+
+
+def _federate(config: Config, data: Dataset) -> Federation:
+    part = config.data
+    kind = part.partition
+    if kind == "auto":
+        kind = "natural" if data.key and len(data.device_names) > 1 else "iid"
+    return federate(
+        data,
+        partition=kind,
+        num_devices=part.num_devices or (0 if kind == "natural" else 10),
+        alpha=part.alpha,
+        classes_per_device=part.classes_per_device,
+        public=part.public,
+        test=part.test,
+        test_fraction=part.test_fraction,
+        adapt=part.adapt,
+        max_rows=part.max_rows,
+        min_rows=part.min_rows,
+        seed=config.run.seed,
+    )
+
+
+def _tiny_options(config: Config, data: Dataset) -> settings.Options:
+    return {**({"vocabulary": data.vocabulary} if data.vocabulary else {}), **config.tiny.options}
+
+
+def _parts(
+    config: Config, scheme: Scheme, prepared: Prepared, data: Dataset, given: nn.Module | None, start: rng.Key
+) -> tuple[Config, Program, nn.Module | None]:
+    """Gives the device's program and the server's model, cut where the scheme wants it."""
+    whole, shape, classes = prepared.module, data.input_shape, data.num_classes
+    options = {**({"vocabulary": data.vocabulary} if data.vocabulary else {}), **config.large.options}
+    if scheme.part == "whole":
+        program = Program(whole, shape, personal=prepared.personal)
+        wanted = scheme.large != "none"
+        return config, program, (given or _large(config, shape, classes, options, start)) if wanted else None
+    layer = config.scheme.cut or slices.cut_points(whole, shape)[0].name
+    config = config.replace(scheme_cut=layer)
+    front, _ = slices.cut(whole, layer, shape)
+    with torch.no_grad():
+        front.eval()
+        example = torch.zeros((1, *shape), dtype=torch.int64 if data.vocabulary else torch.float32)
+        smashed = tuple(front(example).shape[1:])
+    held = {name for name, _ in [*front.named_parameters(), *front.named_buffers()]}
+    personal = tuple(name for name in prepared.personal if name in held)
+    if scheme.part == "front":
+        rear = given or _large(config, smashed, classes, config.large.options, start)
+        return config, Program(front, shape, personal=personal), rear
+    features = config.scheme.features
+    rear = given or _large(config, smashed, features, config.large.options, start)
+    with rng.torch_seed(start.at(2)):
+        tail = nn.Sequential(nn.ReLU(), nn.Linear(features, classes))
+    return config, Program(front, shape, personal=personal, tail=tail), rear
+
+
+def _large(
+    config: Config, shape: tuple[int, ...], classes: int, options: settings.Options, start: rng.Key
+) -> nn.Module:
+    with rng.torch_seed(start.at(1)):
+        return large.build(config.large.model, shape, classes, **options)
+
+
+def _need(kit: Kit, scheme: Scheme, whole: nn.Module, board: Board, data: Dataset) -> budget.Budget:
+    """Gives the largest need of the scheme's work on a device. Raises: BudgetError if the board has less."""
+    cfg, program, shape = kit.cfg, kit.program, data.input_shape
+    # A device that only hands over its examples holds no model.
+    needs = [
+        budget.require(
+            nn.Identity() if work.op == Op.READ else whole,
+            shape,
+            board,
+            work.op,
+            model=kit.config.tiny.model,
+            spec=work.train if work.op == Op.FIT else "none",
+            cut=cfg.cut if work.op in (Op.FORWARD, Op.BACKWARD) else "",
+            batch=cfg.batch or 1,
+            momentum=cfg.momentum > 0.0,
+            keeps_start=kit.config.privacy.clip > 0.0 or (scheme.name == "fedprox" and cfg.proximal_mu > 0.0),
+            enforce=kit.config.fleet.check,
+        )
+        for work in scheme.work(cfg)
+    ]
+    if program.tail is not None:
+        names = [name for name, _ in program.tail.named_parameters()]
+        needs.append(
+            budget.plan(
+                program.tail,
+                (cfg.features,),
+                board,
+                Op.BACKWARD,
+                train=names,
+                batch=cfg.batch or 1,
+                is_tail=True,
+                momentum=cfg.momentum > 0.0,
+                resident_bytes=max(need.sram_bytes for need in needs) - budget.STACK_SRAM_BYTES,
+            )
+        )
+    flash = max(need.flash_bytes for need in needs)
+    most = max(needs, key=lambda need: need.sram_bytes)
+    return dataclasses.replace(most, flash_bytes=flash)

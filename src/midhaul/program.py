@@ -1,0 +1,167 @@
+"""What lies on a device: its rows, and its model as pure functions of a tree.
+
+Shape letters: N rows of the whole population, B rows of a batch, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from midhaul.errors import EngineError, SliceError
+from midhaul.models import slices
+from midhaul.models.norm import FedBatchNorm
+from midhaul.tree import Tree
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled rows. Shapes: x [N, ...], y [N] int64."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return int(self.y.shape[0])
+
+    def at(self, rows: Indices) -> Examples:
+        """Gives the rows at these places."""
+        places = torch.from_numpy(rows)
+        return Examples(self.x[places], self.y[places])
+
+
+@dataclass(frozen=True)
+class Local:
+    """What one device holds: rows to train on, rows to test on, and rows that a new device may adapt on."""
+
+    train: Examples
+    test: Examples
+    adapt: Examples
+
+    def named(self, name: str) -> Examples:
+        """Gives the rows by the name that messages use."""
+        return {"train": self.train, "test": self.test, "adapt": self.adapt}[name]
+
+
+@dataclass(frozen=True)
+class Population:
+    """The data of a whole fleet: one array that all share, and the rows of each device.
+
+    Shapes: x [N, ...], y [N]. `train[i]` are the rows of training device i. If `own_test`, test device i is training
+    device i; else the test devices are others, numbered after those that train, and a training device that is tested
+    all the same (its model is its own) is tested on the rows of all of them.
+    """
+
+    x: Tensor
+    y: Tensor
+    train: tuple[Indices, ...]
+    test: tuple[Indices, ...]
+    adapt: tuple[Indices, ...]
+    own_test: bool
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """The devices that train."""
+        return tuple(range(len(self.train)))
+
+    @property
+    def test_devices(self) -> tuple[int, ...]:
+        """The devices that a shared model is tested on."""
+        return self.devices if self.own_test else tuple(range(len(self.train), len(self.train) + len(self.test)))
+
+    @cached_property
+    def _all_test(self) -> Indices:
+        return np.concatenate(self.test) if self.test else np.zeros(0, np.int64)
+
+    def rows(self, device: int, name: str) -> Indices:
+        """Gives the places of a device's rows, by the name that messages use: train, test or adapt."""
+        place = device if self.own_test else device - len(self.train)
+        if name == "train":
+            return self.train[device] if device < len(self.train) else np.zeros(0, np.int64)
+        if name == "test":
+            return self.test[place] if place >= 0 else self._all_test
+        return self.adapt[place] if place >= 0 and self.adapt else np.zeros(0, np.int64)
+
+    def local(self, device: int) -> Local:
+        """Gives what one device holds."""
+        whole = Examples(self.x, self.y)
+        return Local(*(whole.at(self.rows(device, name)) for name in ("train", "test", "adapt")))
+
+
+class Program:
+    """The model on a device as pure functions of a tree: one module, and for the U shape a tail behind the server."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        input_shape: tuple[int, ...],
+        *,
+        personal: tuple[str, ...] = (),
+        tail: nn.Module | None = None,
+    ) -> None:
+        self.module = module
+        self.input_shape = input_shape
+        self.personal = personal
+        self.tail = tail
+        self._norms = {name: layer for name, layer in module.named_modules() if isinstance(layer, FedBatchNorm)}
+        self._names: dict[str, tuple[str, ...]] = {}
+
+    @cached_property
+    def initial(self) -> Tree:
+        """The parameters, and the statistics that change with training, as the module was built with them."""
+        whole: Tree = dict(self.module.named_parameters())
+        for name, value in self.module.named_buffers():
+            if name in self.personal:
+                whole[name] = value
+        if self.tail is not None:
+            whole.update({f"tail.{name}": value for name, value in self.tail.named_parameters()})
+        return {name: value.detach().clone() for name, value in whole.items()}
+
+    def names(self, spec: str) -> tuple[str, ...]:
+        """Gives the names of the parameters of a slice: none, whole, front, tail, or what `models.slices` knows."""
+        if spec not in self._names:
+            self._names[spec] = self._find(spec)
+        return self._names[spec]
+
+    def sendable(self, spec: str) -> tuple[str, ...]:
+        """Gives the names of a slice less those that never leave a device."""
+        return tuple(name for name in self.names(spec) if name not in self.personal)
+
+    def _find(self, spec: str) -> tuple[str, ...]:
+        front = tuple(name for name, _ in self.module.named_parameters())
+        tail = tuple(name for name in self.initial if name.startswith("tail.")) if self.tail is not None else ()
+        fixed = {"none": (), "whole": front + tail, "front": front, "tail": tail}
+        if spec in fixed:
+            return fixed[spec]
+        if self.tail is not None:
+            raise SliceError(f"a model in U shape has no slice {spec!r}; use whole, front or tail")
+        return slices.names(self.module, spec, self.input_shape)
+
+    def call(self, parameters: Tree, x: Tensor, *, training: bool, mask: Tensor | None = None) -> tuple[Tensor, Tree]:
+        """Gives the module's output and the statistics that a training pass renewed. Shapes: x [B, ...], mask [B]."""
+        self.module.train(training)
+        for layer in self._norms.values():
+            layer.mask, layer.updated = mask, {}
+        inner = {name: value for name, value in parameters.items() if not name.startswith("tail.")}
+        out: Tensor = torch.func.functional_call(self.module, inner, (x,))
+        updated = {
+            f"{name}.{key}": value for name, layer in self._norms.items() for key, value in layer.updated.items()
+        }
+        for layer in self._norms.values():
+            layer.mask, layer.updated = None, {}
+        return out, updated
+
+    def call_tail(self, parameters: Tree, z: Tensor) -> Tensor:
+        """Gives the tail's logits of what the server sent. Shapes: [B, Z] -> [B, C]."""
+        if self.tail is None:
+            raise EngineError("this device has no tail: the model is not in U shape")
+        inner = {name[5:]: value for name, value in parameters.items() if name.startswith("tail.")}
+        out: Tensor = torch.func.functional_call(self.tail, inner, (z,))
+        return out

@@ -1,0 +1,346 @@
+"""One op on a chunk of devices, side by side: the work of the stacked engine.
+
+Shape letters: D devices of the chunk, S steps, B rows of a batch (the widest), C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from midhaul import ops, rng, tree
+from midhaul.message import ROW_KINDS, Message, Op, Replies
+from midhaul.program import Indices, Population, Program
+from midhaul.tree import Tree
+
+FLAT_ROWS = 2048  # rows of one forward pass when all devices share their parameters
+
+
+class Memory(Protocol):
+    """What a chunk asks of its fleet: the model, the data, and what the devices remember."""
+
+    program: Program
+    population: Population
+    num_devices: int
+    momentum: Tree
+    stash: dict[int, Indices]
+
+    def parameters(self, message: Message, devices: list[int]) -> tuple[Tree, Tree]: ...
+
+    def set_own(self, name: str, devices: list[int], values: Tensor) -> None: ...
+
+
+class Chunk:
+    """One op on the devices of one chunk."""
+
+    def __init__(self, fleet: Memory, message: Message, devices: list[int], rows: list[Indices], key: rng.Key) -> None:
+        self.fleet, self.program, self.population = fleet, fleet.program, fleet.population
+        self.message, self.settings = message, message.settings
+        self.devices, self.rows, self.key = devices, rows, key
+        self.shared, self.each = fleet.parameters(message, devices)
+        self.counts = [float(len(r)) for r in rows]
+
+    def run(self) -> Replies:
+        return {
+            Op.READ: self.read,
+            Op.FIT: self.fit,
+            Op.ADAPT: self.adapt,
+            Op.FORWARD: self.forward,
+            Op.BACKWARD: self.backward,
+            Op.EVALUATE: self.evaluate,
+            Op.PREDICT: self.predict,
+        }[self.message.op]()
+
+    def read(self) -> Replies:
+        nothing = {"rows": torch.zeros(len(self.devices), dtype=torch.float64)}
+        if self.settings.get("what") in ("examples", "test"):
+            places, _ = _padded(self.rows)
+            tensors = {"x": self.population.x[places], "y": self.population.y[places]}
+            return replies_of(self.devices, tensors, self.rows, self.counts, nothing)
+        names = self.program.sendable(str(self.settings.get("send", "whole")))
+        return replies_of(self.devices, {name: self._stacked(name) for name in names}, None, self.counts, nothing)
+
+    def fit(self) -> Replies:
+        soft = self.message.each.get("logits")
+        trained, metrics = self.descend(soft)
+        sent = self.program.sendable(str(self.settings.get("send", "none")))
+        whole = {name: trained.get(name, self._stacked(name)) for name in dict.fromkeys((*sent, *trained))}
+        if bound := float(self.settings.get("clip", 0.0)):
+            whole = self._clipped(whole, sent, bound)
+        for name in trained:
+            if name not in sent:
+                self.fleet.set_own(name, self.devices, whole[name])
+        return replies_of(self.devices, {name: whole[name] for name in sent}, None, self.counts, metrics)
+
+    def adapt(self) -> Replies:
+        if any(self.counts):
+            trained, _ = self.descend(None)
+            self.each = {**self.each, **trained}
+            self.shared = tree.without(self.shared, trained)
+        self.rows = [self.population.rows(device, "test") for device in self.devices]
+        self.counts = [float(len(r)) for r in self.rows]
+        return self.evaluate()
+
+    def forward(self) -> Replies:
+        training = self.settings.get("rows", "train") == "train"
+        h = self.outputs(training=training)
+        tensors = {"h": h}
+        if self.settings.get("what") == "hy":
+            tensors["y"] = self.population.y[_padded(self.rows)[0]] * _mask(self.rows).long()
+        metrics = {"rows": torch.tensor(self.counts, dtype=torch.float64)}
+        return replies_of(self.devices, tensors, self.rows, self.counts, metrics)
+
+    def predict(self) -> Replies:
+        if "x" in self.message.tree:
+            num = len(self.message.tree["x"])
+            own = torch.stack(
+                [
+                    self._apply({**self.shared, **{n: v[d] for n, v in self.each.items()}}, self.message.tree["x"])
+                    for d in range(len(self.devices))
+                ]
+            )
+            self.rows, self.counts = [np.arange(num)] * len(self.devices), [float(num)] * len(self.devices)
+            metrics = {"rows": torch.tensor(self.counts, dtype=torch.float64)}
+            return replies_of(self.devices, {"logits": own}, self.rows, self.counts, metrics)
+        logits = self.outputs(training=False)
+        metrics = {"rows": torch.tensor(self.counts, dtype=torch.float64)}
+        return replies_of(self.devices, {"logits": logits}, self.rows, self.counts, metrics)
+
+    def evaluate(self) -> Replies:
+        if "z" in self.message.each:
+            widest = int(max(self.counts, default=0))
+            z, parameters = (
+                self.message.each["z"][:, :widest],
+                {n: self._stacked(n) for n in self.program.names("tail")},
+            )
+            logits = vmap(self.program.call_tail)(parameters, z)
+        else:
+            logits = self.outputs(training=False)
+        places, mask = _padded(self.rows)
+        y = self.population.y[places]
+        num_devices, widest = y.shape
+        flat = ops.row_losses(
+            logits.reshape(num_devices * widest, -1),
+            y.reshape(-1),
+            None,
+            {"loss": self.settings.get("loss", "cross_entropy")},
+        )
+        counts = torch.tensor(self.counts, dtype=torch.float64)
+        loss = (flat.reshape(num_devices, widest).double() * mask).sum(1) / counts.clamp(min=1.0)
+        correct = ((logits.argmax(-1) == y) * mask).sum(1).double()
+        return replies_of(self.devices, {}, None, self.counts, {"rows": counts, "loss": loss, "correct": correct})
+
+    def backward(self) -> Replies:
+        if "z" in self.message.each:
+            return self._backward_tail()
+        counts = torch.tensor(self.counts, dtype=torch.float64)
+        for device in self.devices:
+            self.fleet.stash.pop(device)
+        active = [place for place, count in enumerate(self.counts) if count]
+        if active:
+            names = self.program.names("front")
+            places, mask = _padded([self.rows[p] for p in active])
+            weights = {name: self._stacked(name)[active] for name in names}
+            others = {name: value[active] for name, value in self.each.items() if name not in names}
+            g = self.message.each["g"][active][:, : places.shape[1]]
+
+            def pulled(
+                weights: Tree, others: Tree, shared: Tree, x: Tensor, g: Tensor, mask: Tensor
+            ) -> tuple[Tensor, Tree]:
+                h, updated = self.program.call({**shared, **others, **weights}, x, training=True, mask=mask)
+                keep = mask.reshape(-1, *[1] * (h.dim() - 1))
+                return (h * g * keep).sum(), updated
+
+            slopes, (_, updated) = vmap(grad_and_value(pulled, has_aux=True), in_dims=(0, 0, None, 0, 0, 0))(
+                weights, others, self.shared, self.population.x[places], g, mask
+            )
+            self._step(active, weights, slopes)
+            for name, value in updated.items():
+                self.fleet.set_own(name, [self.devices[p] for p in active], value)
+        return replies_of(self.devices, {}, None, self.counts, {"rows": counts})
+
+    def _backward_tail(self) -> Replies:
+        counts = torch.tensor(self.counts, dtype=torch.float64)
+        z = self.message.each["z"]
+        g, loss, correct = torch.zeros_like(z), torch.zeros_like(counts), torch.zeros_like(counts)
+        active = [place for place, count in enumerate(self.counts) if count]
+        if active:
+            places, mask = _padded([self.rows[p] for p in active])
+            weights = {name: self._stacked(name)[active] for name in self.program.names("tail")}
+
+            def scored(inputs: tuple[Tree, Tensor], y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+                logits = self.program.call_tail(*inputs)
+                rows = ops.row_losses(logits, y, None, self.settings)
+                return (rows * mask).sum() / mask.sum(), ((logits.argmax(-1) == y) * mask).sum()
+
+            z_active, y = z[active][:, : places.shape[1]], self.population.y[places]
+            (slopes, g_active), (loss_active, correct_active) = vmap(grad_and_value(scored, has_aux=True))(
+                (weights, z_active), y, mask
+            )
+            self._step(active, weights, slopes)
+            g[active, : places.shape[1]] = g_active
+            loss[active], correct[active] = loss_active.double(), correct_active.double()
+        metrics = {"rows": counts, "loss": loss, "correct": correct}
+        return replies_of(self.devices, {"g": g}, self.rows, self.counts, metrics)
+
+    def descend(self, soft: Tensor | None) -> tuple[Tree, dict[str, Tensor]]:
+        """Trains the slice `train` on every device; gives the tensors that changed [D, ...] and the mean losses [D]."""
+        names = self.program.names(str(self.settings["train"]))
+        plans = [self._plan(place) for place in range(len(self.devices))]
+        # Longest first, so that the devices still at work in a step are the first ones.
+        order = sorted(range(len(plans)), key=lambda place: -len(plans[place]))
+        plans = [plans[place] for place in order]
+        now = {name: self._stacked(name)[order] for name in names}
+        changing = {name: self._stacked(name)[order] for name in self.program.initial if name in self.program.personal}
+        fixed = {name: value[order] for name, value in self.each.items() if name not in now and name not in changing}
+        shared = tree.without(self.shared, (*now, *changing))
+        changing = tree.without(changing, now)
+        start, velocity = dict(now), tree.zeros_like(now)
+        total = torch.zeros(len(plans), dtype=torch.float64)
+        seen = torch.zeros(len(plans), dtype=torch.float64)
+        step = vmap(
+            grad_and_value(self._loss, has_aux=True), in_dims=(0, 0, 0, None, 0, 0, 0, None if soft is None else 0)
+        )
+        for number in range(len(plans[0]) if plans else 0):
+            num = sum(len(plan) > number for plan in plans)
+            places, mask = _padded([plan[number] for plan in plans[:num]])
+            rows, _ = _padded([self.rows[order[d]][plans[d][number]] for d in range(num)])
+            first = _first(now, num)
+            picked = None if soft is None else soft[torch.tensor(order[:num])[:, None], places]
+            slopes, (loss, updated) = step(
+                first,
+                _first(changing, num),
+                _first(fixed, num),
+                shared,
+                self.population.x[rows],
+                self.population.y[rows],
+                mask,
+                picked,
+            )
+            for name in names:
+                self._descend_one(name, num, slopes[name], now, velocity, start)
+            for name, value in updated.items():
+                changing[name] = torch.cat([value.detach(), changing[name][num:]])
+            counts = mask.sum(1).double()
+            total[:num] += loss.detach().double() * counts
+            seen[:num] += counts
+        back = torch.argsort(torch.tensor(order))
+        result = {name: value[back] for name, value in {**now, **changing}.items()}
+        return result, {"rows": seen[back], "loss": (total / seen.clamp(min=1.0))[back]}
+
+    def _descend_one(self, name: str, num: int, slope: Tensor, now: Tree, velocity: Tree, start: Tree) -> None:
+        weight, before = now[name][:num], velocity[name][:num]
+        if mu := float(self.settings.get("proximal_mu", 0.0)):
+            slope = slope.add(weight - start[name][:num], alpha=mu)
+        weight, after = ops.sgd_step(weight, slope, before, self.settings)
+        now[name] = weight if num == len(now[name]) else torch.cat([weight, now[name][num:]])
+        if after is not None and after is not before:
+            velocity[name] = after if num == len(velocity[name]) else torch.cat([after, velocity[name][num:]])
+
+    def _loss(
+        self, weights: Tree, changing: Tree, fixed: Tree, shared: Tree, x: Tensor, y: Tensor, mask: Tensor, soft: Any
+    ) -> tuple[Tensor, Tree]:
+        whole = {**shared, **fixed, **changing, **weights}
+        logits, updated = self.program.call(whole, x, training=True, mask=mask)
+        return (ops.row_losses(logits, y, soft, self.settings) * mask).sum() / mask.sum(), updated
+
+    def outputs(self, *, training: bool) -> Tensor:
+        """Gives the model's outputs of each device's rows, padded with zeros. Shapes: [D, B, ...]."""
+        places, mask = _padded(self.rows)
+        if not self.each and not (training and self.program.personal):
+            return self._flat(mask)
+        same = all(rows is self.rows[0] for rows in self.rows)
+        x = self.population.x[places[0]] if same else self.population.x[places]
+
+        def one(each: Tree, shared: Tree, x: Tensor, mask: Tensor) -> Tensor:
+            return self.program.call({**shared, **each}, x, training=training, mask=mask)[0]
+
+        each = self.each or {name: self._stacked(name) for name in self.program.initial}
+        with torch.no_grad():
+            out: Tensor = vmap(one, in_dims=(0, None, None if same else 0, 0))(each, self.shared, x, mask)
+        return out * mask.reshape(*mask.shape, *[1] * (out.dim() - 2))
+
+    def _flat(self, mask: Tensor) -> Tensor:
+        """Gives the outputs when all devices hold the same parameters: each row once, in large batches."""
+        rows = torch.from_numpy(np.concatenate(self.rows) if self.rows else np.zeros(0, np.int64))
+        distinct, back = torch.unique(rows, return_inverse=True)
+        chunks = distinct.split(FLAT_ROWS) if len(distinct) else (distinct,)
+        flat = torch.cat([self._apply(self.shared, self.population.x[chunk]) for chunk in chunks])[back]
+        out = flat.new_zeros((*mask.shape, *flat.shape[1:]))
+        out[mask.bool()] = flat
+        return out
+
+    @torch.no_grad()
+    def _apply(self, parameters: Tree, x: Tensor) -> Tensor:
+        return self.program.call(parameters, x, training=False)[0]
+
+    def _plan(self, place: int) -> list[Indices]:
+        device = self.devices[place]
+        settings = {**self.settings, **{n: values[place] for n, values in self.message.each_settings.items()}}
+        key = rng.key(self.key.seed, self.key.round, device, rng.Use.BATCH)
+        return list(ops.batches(key, len(self.rows[place]), settings))
+
+    def _stacked(self, name: str) -> Tensor:
+        if name in self.each:
+            return self.each[name]
+        value = self.shared[name]
+        return value.expand(len(self.devices), *value.shape)
+
+    def _clipped(self, whole: Tree, sent: tuple[str, ...], bound: float) -> Tree:
+        changes = {name: whole[name] - self._stacked(name) for name in sent}
+        squares = sum((c.double().flatten(1).square().sum(1) for c in changes.values()), torch.zeros(1))
+        factor = (bound / squares.sqrt().clamp(min=1e-30)).clamp(max=1.0).float()
+        return {
+            **whole,
+            **{n: self._stacked(n) + c * factor.reshape(-1, *[1] * (c.dim() - 1)) for n, c in changes.items()},
+        }
+
+    def _step(self, active: list[int], weights: Tree, slopes: Tree) -> None:
+        """Moves the device's own parameters one step of SGD; momentum stays on the device."""
+        devices = [self.devices[p] for p in active]
+        for name, weight in weights.items():
+            held = self.fleet.momentum.get(name)
+            before = torch.zeros_like(weight) if held is None else held[devices]
+            after, velocity = ops.sgd_step(weight, slopes[name], before, self.settings)
+            self.fleet.set_own(name, devices, after)
+            if velocity is not None and float(self.settings.get("momentum", 0.0)):
+                if held is None:
+                    held = weight.new_zeros((self.fleet.num_devices, *weight.shape[1:]))
+                self.fleet.momentum[name] = held.index_copy(0, torch.tensor(devices), velocity)
+
+
+def _padded(rows: list[Indices]) -> tuple[Tensor, Tensor]:
+    """Gives row numbers [D, B], zeros behind the last of each, and the mask [D, B] of the valid ones."""
+    counts = np.asarray([len(r) for r in rows], np.int64)
+    widest = int(counts.max()) if len(rows) else 0
+    places = np.zeros((len(rows), widest), np.int64)
+    valid = np.arange(widest)[None, :] < counts[:, None]
+    places[valid] = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    return torch.from_numpy(places), torch.from_numpy(valid.astype(np.float32))
+
+
+def _first(stacked: Tree, num: int) -> Tree:
+    return {name: value[:num] for name, value in stacked.items()}
+
+
+def _mask(rows: list[Indices]) -> Tensor:
+    return _padded(rows)[1]
+
+
+def replies_of(
+    devices: list[int], tensors: Tree, rows: list[Indices] | None, weight: list[float], metrics: dict[str, Tensor]
+) -> Replies:
+    """Gives replies in ascending order of the devices."""
+    order = torch.tensor(sorted(range(len(devices)), key=devices.__getitem__), dtype=torch.int64)
+    counts = [len(r) for r in rows] if rows is not None and any(n in ROW_KINDS for n in tensors) else [0] * len(devices)
+    return Replies(
+        tuple(sorted(devices)),
+        {name: value[order].detach() for name, value in tensors.items()},
+        torch.tensor(counts, dtype=torch.int64)[order],
+        torch.tensor(weight, dtype=torch.float64)[order],
+        {name: value[order] for name, value in metrics.items()},
+    )
