@@ -48,8 +48,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     whole |= {f"devices|{name}": value for name, value in checkpoint.devices.items()}
     constant = folder / _CONSTANT
     if server.constant and not constant.exists():
-        write(constant, safetensors.torch.save({name: value.contiguous() for name, value in server.constant.items()}))
-    data = safetensors.torch.save({name: value.contiguous() for name, value in whole.items()})
+        write(constant, to_bytes(server.constant))
+    data = to_bytes(whole)
     head = {
         "round": checkpoint.round,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -92,6 +92,11 @@ def load(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
     if reasons:
         raise CheckpointError(f"{'; '.join(reasons)}; none is left to resume from, so start the run anew")
     return None
+
+
+def to_bytes(whole: Tree) -> bytes:
+    """Gives a tree as safetensors; tensors that share memory are written one by one."""
+    return safetensors.torch.save({name: value.detach().contiguous().clone() for name, value in whole.items()})
 
 
 def write(path: Path, data: bytes) -> None:

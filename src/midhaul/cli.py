@@ -176,14 +176,12 @@ def _size(chosen: argparse.Namespace) -> None:
 
 def _data(chosen: argparse.Namespace) -> None:
     if chosen.what == "list":
-        rows = []
-        for name in datasets.names():
-            about = datasets.describe(name)
-            rows.append((name, about.what, about.key or "-", about.licence))
+        about = [(name, datasets.describe(name)) for name in datasets.names()]
         if chosen.json:
-            _show(chosen, ("name", "what", "device", "licence"), rows)
+            columns = ("name", "what", "shape", "device", "licence", "source")
+            _show(chosen, columns, [(n, a.what, a.shape, a.key or "-", a.licence, a.source) for n, a in about])
         else:
-            _show(chosen, ("name", "what", "device"), [row[:3] for row in rows])
+            _show(chosen, ("name", "device", "what"), [(n, a.key or "-", a.what) for n, a in about])
         return
     rows, bad = [], 0
     for name in chosen.names or datasets.names():
@@ -239,8 +237,11 @@ def _boards(chosen: argparse.Namespace) -> None:
 
 
 def _schemes(chosen: argparse.Namespace) -> None:
-    rows = [(s.name, s.family, s.title, s.source) for s in SCHEMES.values()]
-    _show(chosen, ("scheme", "family", "what it is", "source"), rows)
+    if chosen.json:
+        rows = [(s.name, s.family, s.title, s.source) for s in SCHEMES.values()]
+        _show(chosen, ("scheme", "family", "what it is", "source"), rows)
+    else:
+        _show(chosen, ("scheme", "family", "what it is"), [(s.name, s.family, s.title) for s in SCHEMES.values()])
 
 
 def _report(chosen: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ class DataConfig:
     partition: str = option(
         "auto",
         "who holds which rows; auto: by the natural id where there is one, else iid",
-        choices=("auto", "natural", "iid", "dirichlet", "classes", "quantity"),
+        choices=("auto", "natural", "iid", "dirichlet", "dirichlet_by_class", "classes", "quantity"),
     )
     num_devices: int = option(0, "devices to make where the partition is not natural; 0: ten", low=0, high=1_000_000)
     alpha: float = option(0.5, "concentration of the Dirichlet partition; smaller is more uneven", above=0.0)
@@ -54,8 +54,8 @@ class DataConfig:
     )
     test: str = option(
         "auto",
-        "test rows: the publisher's held-out rows, or a share of each device's own; auto: held_out where there are any",
-        choices=("auto", "device", "held_out"),
+        "test rows: the publisher's, a share of each device's own, or of all rows; auto: held_out where there are any",
+        choices=("auto", "device", "held_out", "shared"),
     )
     test_fraction: float = option(0.2, "share of a device's rows kept for its test", above=0.0, high=0.9)
     adapt: float = option(0.0, "share of a held-out device's rows that it may adapt on", low=0.0, high=0.9)

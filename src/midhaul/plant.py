@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,13 +18,14 @@ from midhaul.config import Config
 from midhaul.data import Dataset, Federation, federate, load
 from midhaul.devices import profiles
 from midhaul.devices.profiles import Board
-from midhaul.errors import ConfigError, nearest
+from midhaul.errors import ConfigError, SliceError, nearest
 from midhaul.kit import Kit, Scheme
 from midhaul.link import radio as radios
 from midhaul.link.radio import Radio
 from midhaul.message import Op
 from midhaul.models import large, slices, tiny
 from midhaul.models.adapters import add_lora
+from midhaul.models.entry import Entry
 from midhaul.models.prepare import Prepared, prepare
 from midhaul.program import Examples, Population, Program
 from midhaul.runtime.loop import Loop
@@ -73,23 +75,27 @@ def build(
     """
     chosen = scheme or find_scheme(config.scheme.name)
     board = profiles.get(config.fleet.board)
-    config = _resolved(config, board)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    radio = radios.get(config.link.radio)
     data = dataset or load(config.data.name, **config.data.options)
+    config = _resolved(config, board, data)
     federation = _federate(config, data)
     if chosen.needs_public and not len(federation.public):
         raise ConfigError(f"the scheme {chosen.name} needs public data on the server; set data.public, for example 0.3")
     start = rng.key(config.run.seed, 0, rng.SERVER, rng.Use.INIT)
     with rng.torch_seed(start):
-        own = module or tiny.build(config.tiny.model, data.input_shape, data.num_classes, **_tiny_options(config, data))
+        own = module or tiny.build(
+            config.tiny.model,
+            data.input_shape,
+            data.num_classes,
+            **_options(tiny.TINY, config.tiny.model, config.tiny.options, data),
+        )
     prepared = prepare(own, data.input_shape, config.tiny.norm)
     if config.tiny.lora_rank:
         rank = config.tiny.lora_rank
         prepared = prepared._replace(module=add_lora(prepared.module, rank, float(rank), "all", start.at(3)))
     config, program, rear = _parts(config, chosen, prepared, data, large_module, start)
-    x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
+    x, y = (torch.from_numpy(np.require(values, requirements=["C", "W"])) for values in (data.x, data.y))
     population = Population(x, y, federation.train, federation.test, federation.adapt, federation.own_test)
     public = Examples(x, y).at(federation.public)
     can_adapt = any(len(rows) for rows in federation.adapt)
@@ -99,24 +105,29 @@ def build(
         engine = Loop(program, population)
     else:
         engine = Stacked(program, population, settings.parse_bytes(config.run.memory))
+    radio = radios.get(config.link.radio)
     need = _need(kit, chosen, prepared.module, board, data)
     return Plant(config, chosen, data, federation, kit, engine, board, radio, need, prepared.notes)
 
 
-def _resolved(config: Config, board: Board) -> Config:
-    radio = board.radio if config.link.radio == "auto" else config.link.radio
-    return config.replace(link_radio=radio)
+def _resolved(config: Config, board: Board, data: Dataset) -> Config:
+    """Gives the config with what was left to us filled in, so that what is written says what was done."""
+    radio, partition, num = config.link.radio, config.data.partition, config.data.num_devices
+    if partition == "auto":
+        partition = "natural" if data.key and len(data.device_names) > 1 else "iid"
+    return config.replace(
+        link_radio=board.radio if radio == "auto" else radio,
+        data_partition=partition,
+        data_num_devices=num or (0 if partition == "natural" else 10),
+    )
 
 
 def _federate(config: Config, data: Dataset) -> Federation:
     part = config.data
-    kind = part.partition
-    if kind == "auto":
-        kind = "natural" if data.key and len(data.device_names) > 1 else "iid"
     return federate(
         data,
-        partition=kind,
-        num_devices=part.num_devices or (0 if kind == "natural" else 10),
+        partition=part.partition,
+        num_devices=part.num_devices,
         alpha=part.alpha,
         classes_per_device=part.classes_per_device,
         public=part.public,
@@ -129,8 +140,10 @@ def _federate(config: Config, data: Dataset) -> Federation:
     )
 
 
-def _tiny_options(config: Config, data: Dataset) -> settings.Options:
-    return {**({"vocabulary": data.vocabulary} if data.vocabulary else {}), **config.tiny.options}
+def _options(catalogue: dict[str, Entry], model: str, given: settings.Options, data: Dataset) -> settings.Options:
+    """Gives a builder's options, with the vocabulary of data that are tokens where it asks for one."""
+    wants = data.vocabulary and model in catalogue and "vocabulary" in catalogue[model].options
+    return {**({"vocabulary": data.vocabulary} if wants else {}), **given}
 
 
 def _parts(
@@ -138,12 +151,12 @@ def _parts(
 ) -> tuple[Config, Program, nn.Module | None]:
     """Gives the device's program and the server's model, cut where the scheme wants it."""
     whole, shape, classes = prepared.module, data.input_shape, data.num_classes
-    options = {**({"vocabulary": data.vocabulary} if data.vocabulary else {}), **config.large.options}
+    options = _options(large.LARGE, config.large.model, config.large.options, data)
     if scheme.part == "whole":
         program = Program(whole, shape, personal=prepared.personal)
         wanted = scheme.large != "none"
         return config, program, (given or _large(config, shape, classes, options, start)) if wanted else None
-    layer = config.scheme.cut or slices.cut_points(whole, shape)[0].name
+    layer = config.scheme.cut or _first_cut(whole, shape)
     config = config.replace(scheme_cut=layer)
     front, _ = slices.cut(whole, layer, shape)
     with torch.no_grad():
@@ -160,6 +173,15 @@ def _parts(
     with rng.torch_seed(start.at(2)):
         tail = nn.Sequential(nn.ReLU(), nn.Linear(features, classes))
     return config, Program(front, shape, personal=personal, tail=tail), rear
+
+
+def _first_cut(whole: nn.Module, shape: tuple[int, ...]) -> str:
+    points = slices.cut_points(whole, shape)
+    if not points:
+        raise SliceError(
+            f"{type(whole).__name__} has no layer to cut behind, so it can't be split; choose another model"
+        )
+    return points[0].name
 
 
 def _large(

@@ -95,6 +95,31 @@ class Population:
         return Local(*(whole.at(self.rows(device, name)) for name in ("train", "test", "adapt")))
 
 
+def norms_of(module: nn.Module) -> dict[str, FedBatchNorm]:
+    """Gives the layers that keep running statistics, by name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, FedBatchNorm)}
+
+
+def call_module(
+    module: nn.Module,
+    norms: dict[str, FedBatchNorm],
+    parameters: Tree,
+    x: Tensor,
+    *,
+    training: bool,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tree]:
+    """Gives a module's output and the statistics that a training pass renewed. Shapes: x [B, ...], mask [B]."""
+    module.train(training)
+    for layer in norms.values():
+        layer.mask, layer.updated = mask, {}
+    out: Tensor = torch.func.functional_call(module, parameters, (x,))
+    updated = {f"{name}.{key}": value for name, layer in norms.items() for key, value in layer.updated.items()}
+    for layer in norms.values():
+        layer.mask, layer.updated = None, {}
+    return out, updated
+
+
 class Program:
     """The model on a device as pure functions of a tree: one module, and for the U shape a tail behind the server."""
 
@@ -110,7 +135,7 @@ class Program:
         self.input_shape = input_shape
         self.personal = personal
         self.tail = tail
-        self._norms = {name: layer for name, layer in module.named_modules() if isinstance(layer, FedBatchNorm)}
+        self._norms = norms_of(module)
         self._names: dict[str, tuple[str, ...]] = {}
 
     @cached_property
@@ -146,17 +171,8 @@ class Program:
 
     def call(self, parameters: Tree, x: Tensor, *, training: bool, mask: Tensor | None = None) -> tuple[Tensor, Tree]:
         """Gives the module's output and the statistics that a training pass renewed. Shapes: x [B, ...], mask [B]."""
-        self.module.train(training)
-        for layer in self._norms.values():
-            layer.mask, layer.updated = mask, {}
         inner = {name: value for name, value in parameters.items() if not name.startswith("tail.")}
-        out: Tensor = torch.func.functional_call(self.module, inner, (x,))
-        updated = {
-            f"{name}.{key}": value for name, layer in self._norms.items() for key, value in layer.updated.items()
-        }
-        for layer in self._norms.values():
-            layer.mask, layer.updated = None, {}
-        return out, updated
+        return call_module(self.module, self._norms, inner, x, training=training, mask=mask)
 
     def call_tail(self, parameters: Tree, z: Tensor) -> Tensor:
         """Gives the tail's logits of what the server sent. Shapes: [B, Z] -> [B, C]."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from midhaul import rng, tree
 from midhaul.models import losses
+from midhaul.program import call_module, norms_of
 from midhaul.tree import Tree
 
 Progress = Callable[[str, int, int], None]
@@ -96,10 +97,9 @@ class Optimizer:
 
 def call(module: nn.Module, whole: Tree, x: Tensor, *, training: bool) -> tuple[Tensor, Tree]:
     """Gives a module's output under a tree of parameters and buffers, and the buffers after the pass."""
-    module.train(training)
     buffers = {name: whole[name].clone() for name, _ in module.named_buffers()}
-    out: Tensor = torch.func.functional_call(module, {**whole, **buffers}, (x,))
-    return out, buffers
+    out, updated = call_module(module, norms_of(module), {**whole, **buffers}, x, training=training)
+    return out, {**buffers, **{name: value.detach() for name, value in updated.items()}}
 
 
 def parameter_names(module: nn.Module) -> tuple[str, ...]:

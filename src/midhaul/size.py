@@ -37,7 +37,8 @@ class Sheet:
         shape = "x".join(str(size) for size in self.shape)
         return (
             f"{self.model} on {shape}: {self.parameters:,} parameters, {self.macs:,} MACs an example; "
-            f"{self.board.name} has {format_bytes(self.board.sram_bytes)} SRAM, {format_bytes(self.board.flash_bytes)} flash"
+            f"{self.board.name} has {format_bytes(self.board.sram_bytes)} SRAM, "
+            f"{format_bytes(self.board.flash_bytes)} flash"
         )
 
     @property

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import nn
 
 from midhaul import __version__, checkpoint, rng, tree
@@ -198,8 +197,7 @@ class _Run:
             (self.out / "model").mkdir(exist_ok=True)
             for name, values in trees.items():
                 if values:
-                    whole = {key: value.contiguous() for key, value in values.items()}
-                    checkpoint.write(self.out / "model" / f"{name}.safetensors", safetensors.torch.save(whole))
+                    checkpoint.write(self.out / "model" / f"{name}.safetensors", checkpoint.to_bytes(values))
             self._write("summary.json", json.dumps(summary, indent=2).encode())
         return summary
 
@@ -264,9 +262,9 @@ def _scores(replies: Replies, plant: Plant) -> Summary:
     total = float(rows.sum())
     if total == 0.0:
         raise DataError("no test device holds a row; raise data.test_fraction or give held-out rows")
-    each = (correct / rows.clamp(min=1.0)).tolist()
+    each = [float(c / n) if n else None for c, n in zip(correct, rows, strict=True)]
     names = [_device_name(device, plant) for device in replies.devices]
-    ordered = sorted(each)
+    ordered = sorted(share for share in each if share is not None)
     middle = len(ordered) // 2
     median = ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
     return {
@@ -334,6 +332,10 @@ def _opening(plant: Plant) -> list[str]:
             f"{len(data.refused)} of {data.num_read} rows were set aside; "
             f"the first is line {first.line}: {first.reason}"
         )
+    if federation.left_out:
+        lines.append(f"{len(federation.left_out)} devices with fewer than data.min_rows rows are left out")
+    if plant.dataset.source != plant.dataset.name:
+        lines.append(f"licence of {data.name}: {data.licence}")
     rows = [len(r) for r in federation.train]
     lines.append(
         f"{data.name}: {len(rows)} devices with {min(rows)} to {max(rows)} rows, "

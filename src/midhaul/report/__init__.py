@@ -1,0 +1,97 @@
+"""Reports of runs: a table for the terminal, and one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+
+from midhaul.errors import MidhaulError
+from midhaul.report import page
+from midhaul.report.groups import Row, read_studies
+from midhaul.units import format_bytes
+
+__all__ = ["Row", "rows", "table", "write"]
+
+WIDTH = 80
+_HEADINGS = ("scheme", "accuracy %", "up", "down", "joules", "SRAM", "flash", "air s", "wall s")
+_NOTE = """\
+Mean over seeds +- standard deviation. Up, down, joules: all devices together.
+SRAM, flash: one device. K = 1024 bytes."""
+
+
+def rows(runs: Sequence[Path]) -> tuple[Row, ...]:
+    """Gives a row for each scheme, in the order given, the data sets one after another.
+
+    Runs of one scheme whose settings differ in more than the seed are rows of their own, and the label says so.
+    Raises: MidhaulError in one sentence if a run folder is missing, unfinished or damaged.
+    """
+    return tuple(row for study in read_studies(runs) for row in study.rows())
+
+
+def table(runs: Sequence[Path]) -> str:
+    """Gives the rows as aligned text of at most 80 columns, a block for each data set."""
+    blocks = []
+    for study in read_studies(runs):
+        lines = _aligned([_HEADINGS, *(_cells(row) for row in study.rows())])
+        blocks.append("\n".join([f"data: {study.data}"[:WIDTH], *lines]))
+    return "\n\n".join([*blocks, _NOTE])
+
+
+def write(runs: Sequence[Path], out: Path) -> Path:
+    """Writes the report of these runs as one HTML file, and gives its path.
+
+    The same runs give the same bytes. Raises: MidhaulError in one sentence if a run folder is damaged or if `out` can't
+    be written.
+    """
+    studies = read_studies(runs)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        out.write_text(page.page(studies), encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise MidhaulError(f"the report can't be written to {out} ({error.strerror}); choose another path") from None
+    return out
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    accuracy = "-" if row.accuracy is None else f"{100 * row.accuracy:.1f}"
+    if row.spread is not None:
+        accuracy += f" +- {100 * row.spread:.1f}"
+    sizes = (row.uplink_bytes, row.downlink_bytes)
+    memory = (row.device_sram_bytes, row.device_flash_bytes)
+    return (
+        row.label,
+        accuracy,
+        *map(_short_bytes, sizes),
+        _plain(row.device_joules),
+        *map(_short_bytes, memory),
+        _plain(row.air_seconds),
+        _plain(row.wall_seconds),
+    )
+
+
+def _aligned(cells: Sequence[tuple[str, ...]]) -> list[str]:
+    """Gives a line for each row: the first column to the left, the others to the right, the label cut if it must be."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(_HEADINGS))]
+    gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - len(gap) * (len(widths) - 1))
+    lines = []
+    for first, *others in cells:
+        label = first if len(first) <= widths[0] else first[: widths[0] - 1] + "~"
+        right = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        lines.append(gap.join([label.ljust(widths[0]), *right]).rstrip())
+    return lines
+
+
+def _short_bytes(num_bytes: float) -> str:
+    number, unit = format_bytes(num_bytes).split()
+    return number + unit[0]
+
+
+def _plain(value: float) -> str:
+    """Gives three digits or more, in at most seven characters."""
+    if value >= 1e7 or 0.0 < value < 0.1:
+        return f"{value:.2g}"
+    return f"{value:.0f}" if value >= 100.0 or value == 0.0 else f"{value:.1f}" if value >= 10.0 else f"{value:.2f}"

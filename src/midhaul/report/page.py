@@ -1,0 +1,274 @@
+"""The HTML page of a report: one file that fetches nothing, with what was run, what came out and how to repeat it."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import shlex
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+from midhaul.report import charts
+from midhaul.report.css import CSS
+from midhaul.report.groups import Group, Row, Study, differing
+from midhaul.report.looks import KIND_COLOURS, KIND_HATCHES, MARKER_PATHS, Style, styles
+from midhaul.report.prose import crossing, findings, what_was_run
+from midhaul.report.runs import KINDS, Run
+from midhaul.units import format_bytes, format_joules, format_seconds
+
+_CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_HATCH_LINES = {
+    "/": "M-8,6L4,-6M-2,6L10,-6M-14,6L-2,-6",
+    "x": "M-8,6L4,-6M-2,6L10,-6M-14,6L-2,-6M8,6L-4,-6M2,6L-10,-6M14,6L2,-6",
+}
+
+
+def page(studies: Sequence[Study]) -> str:
+    """Gives the whole page."""
+    groups = [group for study in studies for group in study.groups]
+    first = groups[0].runs[0]
+    if len(groups) == 1:
+        title = f"{first.title[:1].upper()}{first.title[1:]} on {first.data}"
+    else:
+        title = f"{len({group.scheme for group in groups})} schemes on {' and '.join(study.data for study in studies)}"
+    parts = [_study(study, f"s{number}", len(studies) > 1) for number, study in enumerate(studies, start=1)]
+    parts += [_settings(groups), _again([run for group in groups for run in group.runs])]
+    versions = sorted({run.version for group in groups for run in group.runs})
+    foot = f"Written by midhaul from runs of version {', '.join(versions)}."
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_CSP}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f"<title>{_e(title)}: midhaul</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n<h1>{_e(title)}</h1>\n"
+        + "\n".join(parts)
+        + f"\n<footer>{_e(foot)}</footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _study(study: Study, name: str, with_heading: bool) -> str:
+    looks, rows = styles(study.groups), study.rows()
+    several = len(study.groups) > 1
+    legend = _legend((group.label, _swatch(looks[group.label])) for group in study.groups) if several else ""
+    parts = [f"<h2>Data set: {_e(study.data)}</h2>"] if with_heading else []
+    parts.append('<div class="about">')
+    parts += [f"<p><b>{_e(head)}.</b> {_e(text)}</p>" for head, text in what_was_run(study).items()]
+    parts.append("</div>")
+    parts += ["<h2>Results</h2>", f'<p class="lead">{_e(findings(rows, study.groups))}</p>']
+    parts += [_summary(study, rows, looks), "<h2>Accuracy, and what it costs</h2>", legend]
+    parts += [_accuracy(study, looks, name), _each_device(study, looks)]
+    parts += ["<h2>Memory of a device</h2>", _memory(study, looks, name)]
+    parts += ["<h2>What crossed the link</h2>", _crossed(study, name)]
+    if not several:
+        parts.append(_arena(study.groups[0].runs[0], name))
+    return "\n".join(parts)
+
+
+def _accuracy(study: Study, looks: dict[str, Style], name: str) -> str:
+    groups, several = study.groups, max(len(group.runs) for group in study.groups) > 1
+    over_rounds = charts.accuracy(groups, looks, "rounds", f"{name}-rounds")
+    if not over_rounds:
+        return "<p>No round of these runs was tested.</p>"
+    seeds = " Lines are means over seeds, shades reach from the lowest to the highest seed." if several else ""
+    figures = [_figure(over_rounds, f"Test accuracy after each round.{seeds}")]
+    for over, what in (("bytes", "had crossed the link"), ("joules", "the devices had spent")):
+        svg = charts.accuracy(groups, looks, over, f"{name}-{over}")
+        free = (
+            " A level line is a scheme that spent nothing: a log axis has no zero." if charts.free(groups, over) else ""
+        )
+        none = f"<p>Accuracy over {over} is not drawn: none {what}.</p>"
+        figures.append(_figure(svg, f"The same against what {what} by then; left is cheap.{free}") if svg else none)
+    svg = charts.spread(groups, looks, f"{name}-spread")
+    if svg:
+        dot = "one device in one seed" if several else "one device"
+        many = any(len(run.device_accuracy) * len(g.runs) > charts.STRIP_DEVICES for g in groups for run in g.runs)
+        thin = f" Of many dots only {charts.STRIP_DEVICES} are drawn, evenly by rank." if many else ""
+        note = f"Accuracy of each device. A dot is {dot}, a box the middle half, the thick line the median.{thin}"
+        figures.append(_figure(svg, note))
+    return f'<div class="grid">{"".join(figures)}</div>'
+
+
+def _each_device(study: Study, looks: dict[str, Style]) -> str:
+    lines = []
+    for group in study.groups:
+        named = [pair for run in group.runs for pair in zip(run.device_accuracy, run.device_names, strict=True)]
+        known = sorted((value, device) for value, device in named if value is not None)
+        if known:
+            middle = statistics.median(value for value, _ in known)
+            told = (f"{100 * known[0][0]:.1f}", f"{100 * middle:.1f}", f"{100 * known[-1][0]:.1f}", _e(known[0][1]))
+            lines.append([_label(group.label, looks), *told])
+    heads = ["scheme", "worst (%)", "median (%)", "best (%)", "the worst device"]
+    return (
+        f"<details><summary>The worst and the best device</summary>{_table(heads, lines, (0, 4))}</details>"
+        if lines
+        else ""
+    )
+
+
+def _memory(study: Study, looks: dict[str, Style], name: str) -> str:
+    figures = [charts.memory(study.groups, looks, what, f"{name}-{what}") for what in ("flash", "SRAM")]
+    told = (
+        "Flash holds the program and the weights that stay as they are.",
+        "SRAM holds what changes: trained weights, activations, gradients, the stack.",
+    )
+    return f'<div class="grid">{"".join(map(_figure, figures, told))}</div>'
+
+
+def _crossed(study: Study, name: str) -> str:
+    present = [kind for kind in KINDS if any(g.kind_bytes(way)[kind] for g in study.groups for way in ("up", "down"))]
+    legend = _legend((kind, _patch(kind)) for kind in present)
+    ways = {"up": "From the devices to the server: what left the device.", "down": "From the server to the devices."}
+    figures = [_figure(charts.crossed(study.groups, way, f"{name}-{way}"), told) for way, told in ways.items()]
+    lines = []
+    for group in study.groups:
+        for way in ways:
+            each = group.kind_bytes(way)
+            lines.append([_e(group.label), way, *[format_bytes(each[kind]) if each[kind] else "" for kind in present]])
+    table = _table(["scheme", "way", *present], lines, (0, 1))
+    return (
+        f'<p>{_e(crossing(study.groups))}</p>{legend}<div class="grid">{"".join(figures)}</div>'
+        f"<details><summary>Bytes of each kind</summary>{table}</details>"
+    )
+
+
+def _arena(run: Run, name: str) -> str:
+    svg = charts.arena(run, f"{name}-arena")
+    if not svg:
+        return ""
+    note = (
+        "Each box is a buffer: its width is the steps it lives for, its height the bytes it holds. Blue buffers live "
+        "throughout, the others share space. The op shown is the one that needs most; the stack is not in the arena."
+    )
+    lines = [[_e(b.name), format_bytes(b.bytes), f"{b.offset:,}", str(b.first), str(b.last)] for b in run.buffers]
+    table = _table(["buffer", "size", "offset (B)", "first step", "last step"], lines, (0,))
+    return (
+        f"<h2>The arena of the device</h2>{_figure(svg, note)}"
+        f"<details><summary>The {len(lines)} buffers</summary>{table}</details>"
+    )
+
+
+def _summary(study: Study, rows: Sequence[Row], looks: dict[str, Style]) -> str:
+    known = [row.accuracy for row in rows if row.accuracy is not None]
+    best = max(known) if len(known) > 1 else None
+    lines = []
+    for row, group in zip(rows, study.groups, strict=True):
+        run = group.runs[0]
+        accuracy = "not tested" if row.accuracy is None else f"{100 * row.accuracy:.1f}"
+        accuracy += f" ± {100 * row.spread:.1f}" if row.spread is not None else ""
+        if best is not None and row.accuracy == best:
+            accuracy = f'<strong class="best">{accuracy} <small>best</small></strong>'
+        lines.append([
+            f'{_label(row.label, looks)}<br><small>{_e(run.title)}</small>',
+            accuracy,
+            format_bytes(row.uplink_bytes),
+            format_bytes(row.downlink_bytes),
+            format_joules(row.device_joules),
+            _of(row.device_sram_bytes, run.sram_limit_bytes),
+            _of(row.device_flash_bytes, run.flash_limit_bytes),
+            format_seconds(row.air_seconds),
+            format_seconds(row.wall_seconds),
+        ])  # fmt: skip
+    heads = ["scheme", "accuracy (%)", "up", "down", "energy", "SRAM", "flash", "air time", "wall time"]
+    spread = " ± is the sample standard deviation over seeds." if any(row.spread is not None for row in rows) else ""
+    note = (
+        "Up, down and energy: all devices together. SRAM and flash: one device, with the share of its board. Air time: "
+        "the slowest device of each exchange, one exchange after another. Wall time: of the computer that ran it."
+        f"{spread}"
+    )
+    return f'{_table(heads, lines, (0,))}<p class="note">{note}</p>'
+
+
+def _settings(groups: Sequence[Group]) -> str:
+    first = [group.runs[0] for group in groups]
+    parts = ["<h2>Settings</h2>"]
+    keys = [key for key in differing(first) if key != "scheme.name"] if len(first) > 1 else []
+    if keys:
+        lines = [
+            [_e(run_label), *[_e(str(run.settings.get(key, ""))) for key in keys]]
+            for run_label, run in zip((group.label for group in groups), first, strict=True)
+        ]
+        parts.append("<p>The runs differ in these settings, beside the scheme and the seed:</p>")
+        parts.append(_table(["scheme", *map(_e, keys)], lines, tuple(range(len(keys) + 1))))
+    for group in groups:
+        run = group.runs[0]
+        other = ", the other seeds likewise" if len(group.runs) > 1 else ""
+        head = f"{_e(group.label)} on {_e(run.data)}: config.toml of seed {run.seed}{other}"
+        parts.append(f"<details><summary>{head}</summary><pre>{_e(run.config_text)}</pre></details>")
+    return "\n".join(parts)
+
+
+def _again(runs: Sequence[Run]) -> str:
+    names = _folders(runs)
+    again = {name: shlex.quote(f"again/{name}") for name in names}
+    commands = [f"midhaul run {shlex.quote(f'{name}/config.toml')} --out {again[name]}" for name in names]
+    commands.append(f"midhaul report {' '.join(again.values())} --out again.html")
+    lines = [
+        [_e(name), _e(run.scheme), str(run.seed), _e(run.version), f"<code>{_e(run.model_sha256[:16])}</code>"]
+        for name, run in zip(names, runs, strict=True)
+    ]
+    table = _table(["folder", "scheme", "seed", "version", "model (SHA-256)"], lines, (0, 1, 3, 4))
+    return (
+        "<h2>How to reproduce</h2><p>Each folder keeps its settings in config.toml. Everything random is drawn from "
+        "the seed, so with the same version on the same kind of machine each command ends with the same model, whose "
+        f"fingerprint is below.</p><pre>{_e(chr(10).join(commands))}</pre>"
+        f"<details><summary>The runs and the fingerprints of their models</summary>{table}</details>"
+    )
+
+
+def _folders(runs: Sequence[Run]) -> list[str]:
+    """Gives the folders' names without the path that all have in common, which is nobody's business."""
+    parts = [run.path.absolute().parts for run in runs]
+    shared = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
+    common = min(len(list(shared)), min(map(len, parts)) - 1)
+    return ["/".join(each[common:]) for each in parts]
+
+
+def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], words: tuple[int, ...]) -> str:
+    """Gives a table of cells that are HTML already; the columns in `words` lean left, figures lean right."""
+
+    def cells(row: Sequence[str], tag: str) -> str:
+        lean = [' class="t"' if place in words else "" for place in range(len(row))]
+        return "".join(f"<{tag}{how}>{cell}</{tag}>" for how, cell in zip(lean, row, strict=True))
+
+    body = "".join(f"<tr>{cells(line, 'td')}</tr>" for line in lines)
+    return f'<div class="scroll"><table><thead><tr>{cells(heads, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{_e(caption)}</figcaption></figure>"
+
+
+def _legend(entries: Iterable[tuple[str, str]]) -> str:
+    return f'<div class="legend">{"".join(f"<span>{mark}{_e(text)}</span>" for text, mark in entries)}</div>'
+
+
+def _label(label: str, looks: dict[str, Style]) -> str:
+    return f"{_swatch(looks[label])}{_e(label)}"
+
+
+def _swatch(look: Style) -> str:
+    dash = f' stroke-dasharray="{" ".join(f"{2 * step:g}" for step in look.dash)}"' if look.dash else ""
+    return (
+        f'<svg class="key" viewBox="-17 -6 34 12" aria-hidden="true"><path d="M-17,0H17" stroke="{look.colour}" '
+        f'stroke-width="2.4"{dash}/><path d="{MARKER_PATHS[look.marker]}" fill="{look.colour}" stroke="#fff"/></svg>'
+    )
+
+
+def _patch(kind: str) -> str:
+    hatch = _HATCH_LINES.get(KIND_HATCHES.get(kind, " ")[0])
+    over = f'<path d="{hatch}" stroke="#fff" stroke-width="1"/>' if hatch else ""
+    return (
+        f'<svg class="key" viewBox="-9 -6 18 12" aria-hidden="true"><rect x="-9" y="-6" width="18" height="12" '
+        f'fill="{KIND_COLOURS[kind]}"/>{over}</svg>'
+    )
+
+
+def _of(value: float, limit: int) -> str:
+    """Gives bytes with their share of the board's, marked where that is too much."""
+    if not limit:
+        return format_bytes(value)
+    share = f"{100 * value / limit:,.0f} %"
+    told = f'<small class="over">{share}, too big</small>' if value > limit else f"<small>{share}</small>"
+    return f"{format_bytes(value)}<br>{told}"
+
+
+_e: Callable[[str], str] = html.escape

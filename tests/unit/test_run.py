@@ -1,0 +1,186 @@
+"""A run that is stopped goes on to the same bits; a damaged checkpoint is found and the one before it used."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from midhaul import checkpoint, train
+from midhaul.checkpoint import Checkpoint
+from midhaul.cli import main
+from midhaul.config import Config
+from midhaul.errors import CheckpointError, ConfigError, EngineError
+from midhaul.server import Server
+
+QUICK = {
+    "data_num_devices": 6, "data_partition": "dirichlet", "data_test": "shared", "data_public": 0.2,
+    "data_max_rows": 60,
+    "tiny_options": {"hidden": [16]}, "large_model": "mlp_large", "large_options": {"hidden": 32, "depth": 1},
+    "large_epochs": 2, "scheme_distill_epochs": 2, "scheme_lr": 0.1, "scheme_momentum": 0.5, "run_rounds": 4,
+    "fleet_cohort": 0.7, "link_loss": 0.1, "link_retries": 1,
+}  # fmt: skip
+
+
+def config(name: str = "fedavg", **changes: object) -> Config:
+    return Config().replace(**{**QUICK, "scheme_name": name, **changes})
+
+
+class Stopped(Exception):
+    """Raised by the test in place of a power cut."""
+
+
+def stop_after(number: int) -> object:
+    def progress(label: str, done: int, total: int) -> None:
+        if label == "rounds" and done == number:
+            raise Stopped
+
+    return progress
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+@pytest.mark.parametrize("name", ["local", "pooled", "fedadam", "transfer", "fedrep", "split", "federated_split_v1"])
+def test_resumed_equals_uninterrupted_to_the_bit(name: str, engine: str, tmp_path: Path) -> None:
+    settings = config(name, run_engine=engine, large_optimizer="adam")
+    whole = train.run(settings, tmp_path / "whole").summary
+    for number in (1, 2):
+        with pytest.raises(Stopped):
+            train.run(settings, tmp_path / "cut", resume=number > 1, progress=stop_after(number))  # type: ignore[arg-type]
+    resumed = train.run(settings, tmp_path / "cut", resume=True).summary
+    timing = ("wall_seconds", "device_updates_per_s")
+    assert {k: v for k, v in resumed.items() if k not in timing} == {k: v for k, v in whole.items() if k not in timing}
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    for path in (tmp_path / "whole" / "model").iterdir():
+        assert (tmp_path / "cut" / "model" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_killed_five_times_ends_with_the_same_model(tmp_path: Path) -> None:
+    table = tmp_path / "c.toml"
+    from midhaul import config as settings
+
+    table.write_text(settings.to_toml(config("fedadam", run_rounds=150)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "midhaul", "run", str(table), "--json", "--out"]
+    done = subprocess.run([*command, str(tmp_path / "whole")], env=environment, capture_output=True, check=True)
+    expected = json.loads(done.stdout)["model_sha256"]
+    draw = random.Random(0)
+    killed, lengths = 0, []
+    out = tmp_path / "cut"
+    for _ in range(5):
+        running = subprocess.Popen(
+            [*command, str(out), "--resume"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        metrics = out / "metrics.jsonl"
+        before = metrics.stat().st_size if metrics.exists() else 0
+        # Wait until it is at work, then strike at a random moment.
+        while running.poll() is None and (not metrics.exists() or metrics.stat().st_size <= before):
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0.0, 0.25))
+        if running.poll() is None:
+            running.send_signal(signal.SIGKILL)
+            killed += 1
+        running.wait()
+        lengths.append(metrics.stat().st_size)
+    assert killed == 5, "the run ended before it could be killed five times; give it more rounds"
+    done = subprocess.run([*command, str(out), "--resume"], env=environment, capture_output=True, check=True)
+    assert json.loads(done.stdout)["model_sha256"] == expected
+    assert (out / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "json", "gone"])
+def test_a_damaged_checkpoint_is_told_of_and_the_one_before_used(damage: str, tmp_path: Path) -> None:
+    settings = config()
+    whole = train.run(settings, tmp_path / "whole").summary
+    with pytest.raises(Stopped):
+        train.run(settings, tmp_path / "cut", progress=stop_after(3))  # type: ignore[arg-type]
+    folder = tmp_path / "cut" / "checkpoint"
+    assert checkpoint.rounds(folder) == [2, 3]
+    tensors, head = folder / "round-000003.safetensors", folder / "round-000003.json"
+    data = tensors.read_bytes()
+    {
+        "flip": lambda: tensors.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]),
+        "cut": lambda: tensors.write_bytes(data[:100]),
+        "empty": lambda: tensors.write_bytes(b""),
+        "json": lambda: head.write_text('{"round": 3}'),
+        "gone": lambda: tensors.unlink(),
+    }[damage]()
+    told: list[str] = []
+    resumed = train.run(settings, tmp_path / "cut", resume=True, tell=told.append).summary
+    assert any("round 3 is damaged" in line and "the one before it, round 2" in line for line in told)
+    assert resumed["model_sha256"] == whole["model_sha256"]
+
+
+def test_all_checkpoints_damaged_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from midhaul import config as settings
+
+    table = tmp_path / "c.toml"
+    table.write_text(settings.to_toml(config()))
+    assert main(["run", str(table), "--out", str(tmp_path / "run")]) == 0
+    for path in (tmp_path / "run" / "checkpoint").glob("*.safetensors"):
+        path.write_bytes(b"not a checkpoint")
+    capsys.readouterr()
+    assert main(["run", str(table), "--out", str(tmp_path / "run"), "--resume"]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("midhaul: ")]
+    assert len(said) == 1
+    assert "none is left to resume from" in said[0]
+
+
+def test_another_config_is_not_resumed(tmp_path: Path) -> None:
+    train.run(config(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"scheme\.lr = 0\.1 and this config has 0\.2"):
+        train.run(config(scheme_lr=0.2), tmp_path / "run", resume=True)
+
+
+def test_resume_of_nothing_begins_and_says_so(tmp_path: Path) -> None:
+    told: list[str] = []
+    train.run(config(), tmp_path / "run", resume=True, tell=told.append)
+    assert any("no checkpoint yet" in line for line in told)
+
+
+def test_tensors_of_another_kind_are_refused(tmp_path: Path) -> None:
+    saved = Checkpoint(1, Server({"w": torch.ones(2)}), {"base/w": torch.ones(2)}, {})
+    checkpoint.save(tmp_path, saved)
+    found = checkpoint.load(tmp_path, print)
+    assert found is not None
+    assert found.server.tree["w"].tolist() == [1.0, 1.0]
+    plant = train.build(config())
+    for dump in ({"base/w": torch.ones(2)}, {"odd/fc1.weight": torch.ones(2)}, {"tree/999/w": torch.ones(2)}):
+        with pytest.raises(EngineError, match="of another run"):
+            plant.engine.restore(dump)
+
+
+def test_divergence_is_one_sentence() -> None:
+    with pytest.raises((EngineError, ConfigError), match=r"diverged; lower scheme\.lr"):
+        train.run(config(scheme_lr=1e30, run_rounds=5, scheme_loss="mse", fleet_cohort=1.0))
+
+
+def test_same_seed_same_result_other_seed_another(tmp_path: Path) -> None:
+    digests = [train.run(config(run_seed=seed)).summary["model_sha256"] for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_ledger_adds_up() -> None:
+    summary = train.run(config("federated_split", fleet_cohort=1.0)).summary
+    assert sum(summary["kinds"]["up"].values()) == summary["uplink_bytes"]
+    assert sum(summary["kinds"]["down"].values()) == summary["downlink_bytes"]
+    assert summary["device_joules"] > 0
+    assert summary["air_seconds"] > 0
+
+
+def test_bytes_are_those_of_the_frames_by_hand() -> None:
+    """FedAvg without loss: each round each device gets and sends one model, whose frame can be counted by hand."""
+    summary = train.run(config(link_loss=0.0, fleet_cohort=1.0, data_max_rows=0)).summary
+    parameters = 64 * 16 + 16 + 16 * 10 + 10
+    assert summary["tiny"]["parameters"] == parameters
+    assert summary["kinds"]["up"]["weights"] == 4 * 6 * 4 * parameters
+    assert summary["kinds"]["down"]["weights"] == 4 * 6 * 4 * parameters
+    # 36 bytes of header and CRC, 6 a tensor and 4 a dimension, 12 a metric (rows, loss).
+    assert summary["kinds"]["up"]["header"] == 4 * 6 * (36 + 4 * 6 + 4 * 6 + 2 * 12)
