@@ -125,6 +125,7 @@ class SchemeConfig:
     soft_weight: float = option(0.7, "transfer: weight of the teacher against the labels", low=0.0, high=1.0)
     distill_epochs: int = option(30, "transfer: epochs of the distillation on public data", low=0)
     distill_lr: float = option(2e-3, "transfer: the server's learning rate for the tiny model", above=0.0)
+    tune_lr: float = option(0.01, "transfer: the devices' learning rate while they fine-tune", above=0.0)
     tune: str = option("head", "transfer: what devices fine-tune: none, head, bias, whole, lora, layers:A,B")
     cut: str = option("", "split: the layer whose output is sent; empty: the first that halves the device's work")
     features: int = option(32, "split_u: width of what the server sends back to the device's tail", low=1)

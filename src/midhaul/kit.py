@@ -142,7 +142,7 @@ def evaluate_shared(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Rep
     return fleet.exchange(message, key=key, devices=fleet.test_devices)
 
 
-def evaluate_personal(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, tune: str) -> Replies:
+def evaluate_personal(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, tune: str, lr: float) -> Replies:
     """Tests models that are a device's own.
 
     Where devices test on rows of their own, each tests its own model. Where the test devices are new ones, each adapts
@@ -152,7 +152,7 @@ def evaluate_personal(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, t
     settings: Settings = {"rows": "test", "loss": kit.cfg.loss}
     if fleet.test_devices == fleet.devices or not kit.can_adapt:
         return fleet.exchange(Message(Op.EVALUATE, settings=settings), key=key)
-    adapting = kit.fit({}, train=tune, send="none", epochs=kit.cfg.adapt_epochs).settings
+    adapting = kit.fit({}, train=tune, send="none", epochs=kit.cfg.adapt_epochs, lr=lr).settings
     message = Message(Op.ADAPT, server.tree, settings=adapting)
     return fleet.exchange(message, key=key, devices=fleet.test_devices)
 

@@ -61,6 +61,7 @@ def setting(scheme: Scheme, *, own_test: bool = False, **changes: object) -> tup
         "large_epochs": 3,
         "large_lr": 0.01,
         "scheme_name": scheme.name,
+        "scheme_tune_lr": 0.1,
         "run_rounds": 5,
     }
     config = Config().replace(**{**base, **changes})

@@ -62,7 +62,7 @@ def round_fedrep(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Round:
 def evaluate_heads(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
     """Tests the shared body under each device's own head; a new device first adapts a head."""
     if fleet.test_devices != fleet.devices and kit.can_adapt:
-        return evaluate_personal(server, fleet, kit, key, tune="head")
+        return evaluate_personal(server, fleet, kit, key, tune="head", lr=kit.cfg.lr)
     body = tree.select(server.tree, kit.program.sendable("body"))
     message = Message(Op.EVALUATE, body, settings={"rows": "test", "loss": kit.cfg.loss})
     return fleet.exchange(message, key=key)

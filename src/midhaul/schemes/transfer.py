@@ -25,7 +25,7 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
     """Every device fine-tunes its own copy and keeps it; nothing but a loss is sent."""
     if kit.cfg.tune == "none":
         return server, {}
-    replies = fleet.exchange(kit.fit({}, train=kit.cfg.tune, send="none"), key=key)
+    replies = fleet.exchange(kit.fit({}, train=kit.cfg.tune, send="none", lr=kit.cfg.tune_lr), key=key)
     return server, mean_loss(replies) if len(replies) else {}
 
 
@@ -33,7 +33,7 @@ def evaluate(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
     """Tests the taught model, or each device's fine-tuned one."""
     if kit.cfg.tune == "none":
         return evaluate_shared(server, fleet, kit, key)
-    return evaluate_personal(server, fleet, kit, key, tune=kit.cfg.tune)
+    return evaluate_personal(server, fleet, kit, key, tune=kit.cfg.tune, lr=kit.cfg.tune_lr)
 
 
 def work(cfg: SchemeConfig) -> tuple[Work, ...]:
