@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +27,6 @@ REFUSED = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; gives 0, or 2 where midhaul refused it in one sentence."""
-    warnings.filterwarnings("ignore", module="torch")
     parser = _parser()
     try:
         chosen = parser.parse_args(arguments)
@@ -313,6 +311,7 @@ class _Progress:
         self.title = ""
         self.bar: Any = None
         self.label = ""
+        self.told: set[str] = set()
 
     def __enter__(self) -> _Progress:
         return self
@@ -344,7 +343,9 @@ class _Progress:
             self._close()
 
     def tell(self, line: str) -> None:
-        if not self.quiet:
+        """Shows a sentence; one that was shown before (a licence, say) isn't shown again."""
+        if not self.quiet and line not in self.told:
+            self.told.add(line)
             self._close()
             if self.title:
                 print(self.title, file=sys.stderr)

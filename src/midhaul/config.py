@@ -128,6 +128,12 @@ class SchemeConfig:
     tune_lr: float = option(0.01, "transfer: the devices' learning rate while they fine-tune", above=0.0)
     tune: str = option("head", "transfer: what devices fine-tune: none, head, bias, whole, lora, layers:A,B")
     cut: str = option("", "split: the layer whose output is sent; empty: the first that halves the device's work")
+    body: str = option(
+        "distilled",
+        "federated_transfer: the frozen body: the tiny model's, taught by the large one, or the large model's own, cut",
+        choices=("distilled", "cut"),
+    )
+    body_cut: str = option("", "federated_transfer, body = cut: the large model's layer; empty: its first cut point")
     features: int = option(32, "split_u: width of what the server sends back to the device's tail", low=1)
     head_epochs: int = option(1, "fedrep: epochs on the head before the body", low=1)
     adapt_epochs: int = option(5, "epochs that a held-out device adapts its own slice (data.adapt > 0)", low=1)

@@ -35,6 +35,7 @@ class Kit:
     num_classes: int
     can_adapt: bool = False
     progress: Progress | None = None
+    body_is_cut: bool = False
 
     @property
     def cfg(self) -> SchemeConfig:
@@ -195,7 +196,8 @@ def mean_loss(replies: Replies) -> dict[str, float]:
 
 
 def teach(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
-    """Trains the large model on the server's public data, then distils it into the tiny one.
+    """Trains the large model on the server's public data, then distils it into the tiny one, or into its head alone
+    where the tiny model's body is the large model's own.
 
     Gives the trees of the tiny and of the large model.
     Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015, section 2.
@@ -217,9 +219,15 @@ def teach(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
     )
     soft = predict(large, teacher, public.x)
     tiny = kit.program.module
+    whole = {**tree.of(tiny), **kit.program.initial}
+    only: tuple[str, ...] = ()
+    if kit.body_is_cut:
+        # The body is the large model's own first layers, as trained; only the head behind it is new.
+        whole |= {name: teacher[name.removeprefix("body.")] for name in whole if name.startswith("body.")}
+        only = kit.program.names("head")
     student, _, _ = train(
         tiny,
-        {**tree.of(tiny), **kit.program.initial},
+        whole,
         public.x,
         public.y,
         Optimizer("adam", cfg.distill_lr),
@@ -229,6 +237,7 @@ def teach(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
         soft=soft,
         temperature=cfg.temperature,
         soft_weight=cfg.soft_weight,
+        only=only,
         progress=kit.progress,
         label="the tiny model is taught",
     )

@@ -6,6 +6,7 @@ Here schemes and engines meet.
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from midhaul.kit import Kit, Scheme
 from midhaul.link import radio as radios
 from midhaul.link.radio import Radio
 from midhaul.message import Op
-from midhaul.models import large, slices, tiny
+from midhaul.models import large, slices, tiny, trace
 from midhaul.models.adapters import add_lora
 from midhaul.models.entry import Entry
 from midhaul.models.prepare import Prepared, prepare
@@ -99,14 +100,15 @@ def build(
     population = Population(x, y, federation.train, federation.test, federation.adapt, federation.own_test)
     public = Examples(x, y).at(federation.public)
     can_adapt = any(len(rows) for rows in federation.adapt)
-    kit = Kit(config, program, rear, public, data.num_classes, can_adapt, progress)
+    kit = Kit(config, program, rear, public, data.num_classes, can_adapt, progress, _takes_body(config, chosen))
     engine: Engine
     if config.run.engine == "loop":
         engine = Loop(program, population)
     else:
         engine = Stacked(program, population, settings.parse_bytes(config.run.memory))
     radio = radios.get(config.link.radio)
-    need = _need(kit, chosen, prepared.module, board, data)
+    device = program.module if chosen.part == "whole" else prepared.module
+    need = _need(kit, chosen, device, board, data)
     return Plant(config, chosen, data, federation, kit, engine, board, radio, need, prepared.notes)
 
 
@@ -153,9 +155,13 @@ def _parts(
     whole, shape, classes = prepared.module, data.input_shape, data.num_classes
     options = _options(large.LARGE, config.large.model, config.large.options, data)
     if scheme.part == "whole":
-        program = Program(whole, shape, personal=prepared.personal)
-        wanted = scheme.large != "none"
-        return config, program, (given or _large(config, shape, classes, options, start)) if wanted else None
+        rear = (given or _large(config, shape, classes, options, start)) if scheme.large != "none" else None
+        if rear is not None and _takes_body(config, scheme):
+            layer = config.scheme.body_cut or _first_cut(rear, shape)
+            config = config.replace(scheme_body_cut=layer)
+            whole = _behind_body(slices.cut(rear, layer, shape)[0], shape, classes, start)
+            return config, Program(whole, shape), rear
+        return config, Program(whole, shape, personal=prepared.personal), rear
     layer = config.scheme.cut or _first_cut(whole, shape)
     config = config.replace(scheme_cut=layer)
     front, _ = slices.cut(whole, layer, shape)
@@ -173,6 +179,23 @@ def _parts(
     with rng.torch_seed(start.at(2)):
         tail = nn.Sequential(nn.ReLU(), nn.Linear(features, classes))
     return config, Program(front, shape, personal=personal, tail=tail), rear
+
+
+def _takes_body(config: Config, scheme: Scheme) -> bool:
+    return scheme.family == "FTL" and config.scheme.body == "cut"
+
+
+def _behind_body(body: nn.Module, shape: tuple[int, ...], classes: int, start: rng.Key) -> nn.Module:
+    """Gives a body with a head behind it: the mean over time or space where there is one, then a linear layer."""
+    body.eval()
+    with torch.no_grad():
+        out = tuple(body(trace.example(body, shape, 1)).shape[1:])
+    pool: nn.Module = nn.Identity()
+    if len(out) > 1:
+        pool = nn.AdaptiveAvgPool1d(1) if len(out) == 2 else nn.AdaptiveAvgPool2d(1)
+    with rng.torch_seed(start.at(4)):
+        head = nn.Linear(out[0], classes)
+    return nn.Sequential(OrderedDict(body=body, pool=pool, flatten=nn.Flatten(), head=head))
 
 
 def _first_cut(whole: nn.Module, shape: tuple[int, ...]) -> str:
@@ -201,7 +224,7 @@ def _need(kit: Kit, scheme: Scheme, whole: nn.Module, board: Board, data: Datase
             shape,
             board,
             work.op,
-            model=kit.config.tiny.model,
+            model=f"{kit.config.large.model} cut behind {cfg.body_cut}" if kit.body_is_cut else kit.config.tiny.model,
             spec=work.train if work.op == Op.FIT else "none",
             cut=cfg.cut if work.op in (Op.FORWARD, Op.BACKWARD) else "",
             batch=cfg.batch or 1,

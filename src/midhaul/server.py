@@ -159,6 +159,7 @@ def train(
     temperature: float = 1.0,
     soft_weight: float = 0.0,
     memory: Tree | None = None,
+    only: tuple[str, ...] = (),
     span: tuple[float, float] = (0.0, 1.0),
     progress: Progress | None = None,
     label: str = "training on the server",
@@ -166,9 +167,10 @@ def train(
     """Trains a module on data that the server holds; gives its tree, the optimiser's state and the last epoch's loss.
 
     With `soft` [N, C], a teacher's logits, it is distillation. The learning rate falls to nothing along a cosine
-    (Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5); `span` is the part of it that this call goes through.
+    (Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5); `span` is the part of it that this call goes through. `only`
+    names the parameters to train; all, if there are none.
     """
-    names = parameter_names(module)
+    names = only or parameter_names(module)
     memory = optimizer.init(tree.select(whole, names)) if memory is None else memory
     mean = float("nan")
     steps = -(-len(y) // batch)

@@ -94,7 +94,6 @@ class _Run:
             self._write("metrics.jsonl", b"")
             server, done = scheme.init(self.fleet, self.plant.kit, self._key(0)), 0
             self.wall_s += time.perf_counter() - began
-            self._line(0, None, {})
             self._save(0, server)
         else:
             server, done = found.server, found.round

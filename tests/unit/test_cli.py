@@ -65,7 +65,7 @@ def test_run_writes_its_folder_and_says_where(config: Path, tmp_path: Path, caps
     for name in ("config.toml", "metrics.jsonl", "summary.json", "report.html", "model/tiny.safetensors"):
         assert (out / name).exists(), name
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["round"] for line in lines] == [0, 1, 2]
+    assert [line["round"] for line in lines] == [1, 2]
     summary = json.loads((out / "summary.json").read_text())
     wanted = (
         "scheme engine data board num_devices rounds seed accuracy accuracy_per_device loss uplink_bytes "

@@ -184,3 +184,35 @@ def test_bytes_are_those_of_the_frames_by_hand() -> None:
     assert summary["kinds"]["down"]["weights"] == 4 * 6 * 4 * parameters
     # 36 bytes of header and CRC, 6 a tensor and 4 a dimension, 12 a metric (rows, loss).
     assert summary["kinds"]["up"]["header"] == 4 * 6 * (36 + 4 * 6 + 4 * 6 + 2 * 12)
+
+
+def test_the_body_can_be_the_large_models_own() -> None:
+    """FTL with body = cut: the frozen layers on the devices are the teacher's, to the bit, and only heads travel."""
+    result = train.run(config("federated_transfer", scheme_body="cut", large_epochs=10, scheme_distill_epochs=20))
+    server = result.server
+    bodies = {name: value for name, value in server.tree.items() if name.startswith("body.")}
+    assert bodies
+    for name, value in bodies.items():
+        assert torch.equal(value, server.large[name.removeprefix("body.")])
+    head = 32 * 10 + 10
+    assert result.summary["kinds"]["up"]["weights"] % (4 * head) == 0
+    assert result.summary["accuracy"] > 0.5
+
+
+def test_a_teacher_with_batch_norm_teaches_with_the_statistics_it_saw() -> None:
+    """FedBN: distilling on the server renews the tiny model's running statistics, as training on a device does."""
+
+    class Normed(torch.nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(
+                torch.nn.Flatten(),
+                torch.nn.Linear(64, 16),
+                torch.nn.BatchNorm1d(16),
+                torch.nn.ReLU(),
+                torch.nn.Linear(16, 10),
+            )
+
+    settings = config("transfer", tiny_norm="fedbn", scheme_tune="none", scheme_distill_epochs=60, large_epochs=30)
+    result = train.run(settings.replace(data_max_rows=0), module=Normed())
+    assert result.server.tree["2.running_mean"].abs().max() > 0.1
+    assert result.summary["accuracy"] > 0.7
