@@ -51,6 +51,8 @@ class Plant:
     radio: Radio
     need: budget.Budget
     notes: tuple[str, ...]
+    tiny_name: str
+    large_name: str
 
 
 def find_scheme(name: str) -> Scheme:
@@ -109,7 +111,11 @@ def build(
     radio = radios.get(config.link.radio)
     device = program.module if chosen.part == "whole" else prepared.module
     need = _need(kit, chosen, device, board, data)
-    return Plant(config, chosen, data, federation, kit, engine, board, radio, need, prepared.notes)
+    names = (
+        type(module).__name__ if module is not None else config.tiny.model,
+        type(large_module).__name__ if large_module is not None else config.large.model,
+    )
+    return Plant(config, chosen, data, federation, kit, engine, board, radio, need, prepared.notes, *names)
 
 
 def _resolved(config: Config, board: Board, data: Dataset) -> Config:

@@ -213,7 +213,7 @@ class _Run:
             "scheme": plant.scheme.name,
             "title": plant.scheme.title,
             "engine": plant.config.run.engine,
-            "data": plant.config.data.name,
+            "data": plant.dataset.name,
             "board": plant.board.name,
             "radio": plant.radio.name,
             "num_devices": len(plant.engine.devices),
@@ -241,13 +241,13 @@ class _Run:
             "num_test_rows": sum(len(rows) for rows in plant.federation.test),
             "num_public_rows": len(plant.federation.public),
             "tiny": {
-                "model": plant.config.tiny.model,
+                "model": plant.tiny_name,
                 "parameters": tree.num_parameters(plant.kit.program.initial),
                 "macs": sum(layer.macs for layer in count.layers(module, plant.kit.program.input_shape)),
             },
             "large": None
             if rear is None
-            else {"model": plant.config.large.model, "parameters": sum(p.numel() for p in rear.parameters())},
+            else {"model": plant.large_name, "parameters": sum(p.numel() for p in rear.parameters())},
             "version": __version__,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,14 @@ def test_one_row_follows_the_formula():
     assert data.y[first] == int(np.argmax(softmax / softmax.sum()))
 
 
+def test_given_row_counts_change_nothing_else():
+    drawn, given = load("synthetic", num_devices=3), load("synthetic", num_devices=3, rows="50, 60,7")
+    assert [int((given.device == device).sum()) for device in range(3)] == [50, 60, 7]
+    for device, num in enumerate((50, 60, 7)):
+        first = np.flatnonzero(drawn.device == device)[:num]
+        np.testing.assert_array_equal(given.x[given.device == device][: len(first)], drawn.x[first])
+
+
 def test_alpha_and_beta_spread_devices():
     def spread(beta: float) -> float:
         data = load("synthetic", alpha=0.0, beta=beta, num_devices=60)
@@ -70,7 +79,10 @@ def test_iid_devices_share_one_model():
     assert float((np.argmax(logits, axis=1) == data.y).mean()) > 0.999
 
 
-@pytest.mark.parametrize("options", [{"alpha": -1.0}, {"beta": float("nan")}, {"num_devices": 0}])
-def test_numbers_out_of_range_are_refused(options: dict[str, float]):
+@pytest.mark.parametrize(
+    "options",
+    [{"alpha": -1.0}, {"beta": float("nan")}, {"num_devices": 0}, {"rows": "50,50"}, {"rows": "-1," * 29 + "1"}],
+)
+def test_numbers_out_of_range_are_refused(options: dict[str, Any]):
     with pytest.raises(ConfigError):
         load("synthetic", **options)

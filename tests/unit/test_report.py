@@ -629,3 +629,14 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         report.write([run], run / "summary.json" / "report.html")
     with pytest.raises(MidhaulError, match="can't be written"):
         report.write([run], run)
+
+
+def test_one_round_and_next_to_nothing_spent_can_still_be_drawn() -> None:
+    """Two schemes at almost the same few joules: no decade falls within the axis."""
+    from matplotlib.figure import Figure
+
+    from midhaul.report.charts import _log_x
+
+    for low, high in ((3.3e-3, 3.4e-3), (1.0, 1.0), (0.7, 0.72)):
+        for over in ("joules", "bytes"):
+            _log_x(Figure().add_subplot(), low, high, over)

@@ -25,6 +25,7 @@ from midhaul.data import (
     sources,
     synthetic,
 )
+from midhaul.data.arrays import from_arrays
 from midhaul.data.dataset import Dataset, Refused
 from midhaul.data.partition import Federation, federate
 from midhaul.data.sources import Description, File, Status
@@ -40,6 +41,7 @@ __all__ = [
     "check",
     "describe",
     "federate",
+    "from_arrays",
     "load",
     "names",
     "options",

@@ -56,6 +56,37 @@ def load_npz(
     """
     _there(path)
     arrays = archives.read_npz(path, str(path), max_bytes)
+    return _of_arrays(arrays, f"npz:{path.name}", str(path), classes, num_classes, vocabulary)
+
+
+def from_arrays(
+    x: npt.ArrayLike,
+    y: npt.ArrayLike,
+    device: npt.ArrayLike | None = None,
+    held_out: npt.ArrayLike | None = None,
+    *,
+    name: str = "arrays",
+    classes: str = "",
+    num_classes: int = 0,
+    vocabulary: int = 0,
+) -> Dataset:
+    """Gives a data set of a person's own arrays: x [N, ...], y [N], and, if there are any, device [N], held_out [N].
+
+    Labels and devices may be text or whole numbers; the options are those of `npz:`.
+    Raises: DataError as `npz:` does.
+
+    >>> mine = from_arrays([[0.5, 1.0], [2.0, 0.1]], ["off", "on"], ["attic", "cellar"])
+    >>> mine.class_names, mine.device_names
+    (('off', 'on'), ('attic', 'cellar'))
+    """
+    given = {"x": x, "y": y, "device": device, "held_out": held_out}
+    arrays = {key: np.asarray(value) for key, value in given.items() if value is not None}
+    return _of_arrays(arrays, name, name, classes, num_classes, vocabulary)
+
+
+def _of_arrays(
+    arrays: dict[str, npt.NDArray[Any]], name: str, path: str, classes: str, num_classes: int, vocabulary: int
+) -> Dataset:
     for wanted in ("x", "y"):
         if wanted not in arrays:
             raise DataError(
@@ -68,9 +99,9 @@ def load_npz(
         raise DataError(
             f"{path}: x is {x.dtype} {x.shape}; it must be numbers [N, ...], at least one row of one number"
         )
-    for name in ("y", "device", "held_out"):
-        if name in arrays and arrays[name].shape != (len(x),):
-            raise DataError(f"{path}: {name} has shape {arrays[name].shape}, but x has {len(x)} rows")
+    for other in ("y", "device", "held_out"):
+        if other in arrays and arrays[other].shape != (len(x),):
+            raise DataError(f"{path}: {other} has shape {arrays[other].shape}, but x has {len(x)} rows")
     held_out = arrays.get("held_out", np.zeros(len(x), np.bool_))
     if not np.isin(held_out, (0, 1)).all():
         raise DataError(f"{path}: held_out must hold only False and True")
@@ -80,7 +111,7 @@ def load_npz(
     with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and its row is set aside
         x = x.astype(np.int64 if vocabulary else np.float32)
     rows = _Rows(
-        f"npz:{path.name}",
+        name,
         x,
         [_label(value) for value in y.tolist()],
         device,
@@ -149,7 +180,7 @@ def load_csv(
     return _build(rows, path, classes, num_classes)
 
 
-def _build(rows: _Rows, path: Path, classes: str, num_classes: int) -> Dataset:
+def _build(rows: _Rows, path: Path | str, classes: str, num_classes: int) -> Dataset:
     if not classes:
         _in_range(rows, path, num_classes)
     class_names = _known(rows.y, classes, num_classes)
@@ -218,7 +249,7 @@ def _known(labels: list[str], classes: str, num_classes: int) -> tuple[str, ...]
     return tuple(sorted(distinct, key=int) if all(map(_is_whole, distinct)) else sorted(distinct))
 
 
-def _in_range(rows: _Rows, path: Path, num_classes: int) -> None:
+def _in_range(rows: _Rows, path: Path | str, num_classes: int) -> None:
     """Refuses a whole-number label that can't be one of the classes: it would make a class of noise.
 
     In range is 0..num_classes-1; where num_classes isn't given, never below 0, and where the labels count from 0 or 1,
@@ -241,7 +272,7 @@ def _in_range(rows: _Rows, path: Path, num_classes: int) -> None:
         )
 
 
-def _no_device_empty(rows: _Rows, path: Path, names: tuple[str, ...]) -> None:
+def _no_device_empty(rows: _Rows, path: Path | str, names: tuple[str, ...]) -> None:
     """Refuses data in which a device has rows but no sound one."""
     assert rows.device is not None
     if lost := sorted({name for name in rows.device if name} - set(names)):

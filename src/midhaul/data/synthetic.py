@@ -40,12 +40,13 @@ def load(
     num_devices: int = 30,
     iid: bool = False,
     seed: int = 0,
+    rows: str = "",
 ) -> Dataset:
     """Gives Synthetic(alpha, beta), each device's rows split 80/20 at random; held-out rows are the 20.
 
     Device k draws n_k = 50 + floor(lognormal(4, 2)) rows, u_k ~ N(0, alpha), B_k ~ N(0, beta), v_k ~ N(B_k, 1)^60,
     W_k ~ N(u_k, 1)^(10x60), b_k ~ N(u_k, 1)^10, then x ~ N(v_k, diag(j^-1.2)) and y = argmax softmax(W_k x + b_k).
-    With `iid` all devices share W, b ~ N(0, 1) and v = 0.
+    With `iid` all devices share W, b ~ N(0, 1) and v = 0. `rows`, for example "80,75,60", gives n_k of each device.
 
     Source: Li et al. 2020, section 5.1 and appendix C.1. N(0, alpha) has *standard deviation* alpha, as in the authors'
     released generator, from which the published curves come (0 and 1 mean the same either way).
@@ -55,7 +56,8 @@ def load(
         raise ConfigError(f"synthetic: alpha {alpha} and beta {beta} must be 0 or above and finite")
     if not 1 <= num_devices <= 10_000:
         raise ConfigError(f"synthetic: num_devices is {num_devices}; it must lie in 1..10000")
-    parts = [_device(device, alpha, beta, iid, seed) for device in range(num_devices)]
+    sizes = _given_rows(rows, num_devices) if rows else [num_rows(device, seed) for device in range(num_devices)]
+    parts = [_device(device, num, alpha, beta, iid, seed) for device, num in enumerate(sizes)]
     counts = [len(y) for _, y, _ in parts]
     if sum(counts) > _MAX_ROWS:
         raise ConfigError(f"synthetic: seed {seed} draws {sum(counts)} rows, over {_MAX_ROWS}; take fewer devices")
@@ -81,8 +83,17 @@ def num_rows(device: int, seed: int) -> int:
     return 50 + min(int(math.exp(log_count)), _MAX_ROWS)
 
 
-def _device(device: int, alpha: float, beta: float, iid: bool, seed: int) -> tuple[Floats, Ints, Bools]:
-    num = num_rows(device, seed)
+def _given_rows(text: str, num_devices: int) -> list[int]:
+    parts = text.split(",")
+    if len(parts) != num_devices or not all(part.strip().isdecimal() and 0 < int(part) <= _MAX_ROWS for part in parts):
+        raise ConfigError(
+            f"synthetic: the option rows must be {num_devices} numbers from 1 to {_MAX_ROWS} with commas between them, "
+            "one for each device"
+        )
+    return [int(part) for part in parts]
+
+
+def _device(device: int, num: int, alpha: float, beta: float, iid: bool, seed: int) -> tuple[Floats, Ints, Bools]:
     num_model = NUM_CLASSES * NUM_FEATURES + NUM_CLASSES
     # The stream of a device: count, u, B, v [F], W and b [C*F + C], then its rows.
     head = 3 + NUM_FEATURES + num_model

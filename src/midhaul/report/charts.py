@@ -273,7 +273,7 @@ def _log_x(axes: Axes, low: float, high: float, over: str) -> None:
     parts = (1, 2, 5) if decades < 2.2 else (1,) if decades > 3.5 else (1, 3)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [part * 10.0**e for e in exponents for part in parts if low <= part * 10.0**e <= high]
-    _ticks(axes, ticks[:: -(-len(ticks) // 7)] or [low, high], lambda value: _neat(format_joules(value)))
+    _ticks(axes, ticks[:: max(1, -(-len(ticks) // 7))] or [low, high], lambda value: _neat(format_joules(value)))
 
 
 def _bytes_ticks(axes: Axes, low: float, high: float, log: bool) -> None:
