@@ -224,13 +224,15 @@ def _stepped(
 
 
 def _score(program: Program, parameters: Tree, data: Examples, message: Message) -> Reply:
+    if not len(data):
+        return Reply({}, 0.0, {"rows": 0.0, "loss": 0.0, "correct": 0.0})
     if "z" in message.tree:
         logits = program.call_tail(parameters, message.tree["z"])
     else:
         logits, _ = program.call(parameters, data.x, training=False)
     loss = row_losses(logits, data.y, None, {"loss": message.settings.get("loss", "cross_entropy")})
     correct = float((logits.argmax(1) == data.y).sum())
-    mean = float(loss.detach().double().mean()) if len(data) else 0.0
+    mean = float(loss.detach().double().mean())
     return Reply({}, float(len(data)), {"rows": float(len(data)), "loss": mean, "correct": correct})
 
 

@@ -111,6 +111,10 @@ class Chunk:
         return replies_of(self.devices, {"logits": logits}, self.rows, self.counts, metrics)
 
     def evaluate(self) -> Replies:
+        counts = torch.tensor(self.counts, dtype=torch.float64)
+        if not any(self.counts):
+            nothing = torch.zeros_like(counts)
+            return replies_of(self.devices, {}, None, self.counts, dict.fromkeys(("rows", "loss", "correct"), nothing))
         if "z" in self.message.each:
             widest = int(max(self.counts, default=0))
             z, parameters = (
@@ -129,7 +133,6 @@ class Chunk:
             None,
             {"loss": self.settings.get("loss", "cross_entropy")},
         )
-        counts = torch.tensor(self.counts, dtype=torch.float64)
         loss = (flat.reshape(num_devices, widest).double() * mask).sum(1) / counts.clamp(min=1.0)
         correct = ((logits.argmax(-1) == y) * mask).sum(1).double()
         return replies_of(self.devices, {}, None, self.counts, {"rows": counts, "loss": loss, "correct": correct})
