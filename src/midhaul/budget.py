@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import nn
 
 from midhaul.devices import arena, dataflow
@@ -22,6 +23,8 @@ from midhaul.devices.arena import Buffer
 from midhaul.devices.dataflow import ELEMENT_BYTES
 from midhaul.devices.profiles import Board
 from midhaul.errors import BudgetError, SliceError, nearest
+from midhaul.link import air
+from midhaul.link.air import Air
 from midhaul.message import Op
 from midhaul.models import count, slices, trace
 
@@ -52,6 +55,7 @@ class Budget:
     macs: int
     seconds: float
     joules: float
+    air: Air
     buffers: tuple[Buffer, ...] = field(repr=False)
 
     @property
@@ -117,6 +121,17 @@ def work(board: Board, macs: int) -> Work:
     return Work(macs, board.seconds(macs), board.joules(macs))
 
 
+def air_of(module: nn.Module, input_shape: tuple[int, ...], op: Op, train: Iterable[str] = (), batch: int = 1) -> Air:
+    """Gives the bytes of the frames of one op: of the slice `train`, or of a batch at the cut."""
+    wanted = set(train)
+    weights = {name: value.detach() for name, value in module.named_parameters() if name in wanted}
+    smashed = None
+    if op in (Op.FORWARD, Op.BACKWARD):
+        with torch.no_grad(), trace.at_rest(module):
+            smashed = module(trace.example(module, input_shape, batch))
+    return air.of(op, weights, smashed)
+
+
 def plan(
     module: nn.Module,
     input_shape: tuple[int, ...],
@@ -165,6 +180,7 @@ def plan(
         macs=done.macs,
         seconds=done.seconds,
         joules=done.joules,
+        air=air_of(module, input_shape, op, names, batch),
         buffers=placed,
     )
 

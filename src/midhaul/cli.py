@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -169,7 +170,7 @@ def _size(chosen: argparse.Namespace) -> None:
         return
     print(sheet.heading)
     print(_table(sheet.columns, sheet.rows))
-    print(sheet.verdict)
+    print(textwrap.fill(sheet.verdict, 80))
 
 
 def _data(chosen: argparse.Namespace) -> None:
@@ -278,7 +279,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int = 8
         all(row[place][:1].isdigit() or row[place] in ("-", "") for row in cells[1:]) for place in range(len(columns))
     ]
     used = sum(widths[:-1]) + 2 * (len(widths) - 1)
-    widths[-1] = max(12, min(widths[-1], width - used))
+    widths[-1] = max(8, min(widths[-1], width - used))
     lines = []
     for number, row in enumerate(cells):
         folded = _fold(row[-1], widths[-1])

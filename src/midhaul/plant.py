@@ -85,6 +85,8 @@ def build(
     federation = _federate(config, data)
     if chosen.needs_public and not len(federation.public):
         raise ConfigError(f"the scheme {chosen.name} needs public data on the server; set data.public, for example 0.3")
+    if config.fleet.stragglers and config.scheme.epochs < 2:
+        raise ConfigError("a straggler does 1 to scheme.epochs - 1 epochs; set scheme.epochs to at least 2")
     start = rng.key(config.run.seed, 0, rng.SERVER, rng.Use.INIT)
     with rng.torch_seed(start):
         own = module or tiny.build(

@@ -29,14 +29,14 @@ class Sheet:
     macs: int
     budgets: tuple[tuple[str, Budget], ...]
 
-    columns = ("op", "SRAM", "flash", "MACs", "time", "energy", "fits")
+    columns = ("op", "SRAM", "flash", "MACs", "time", "energy", "air", "fits")
 
     @property
     def heading(self) -> str:
         """One line of what is measured against what."""
         shape = "x".join(str(size) for size in self.shape)
         return (
-            f"{self.model} on {shape}: {self.parameters:,} parameters, {self.macs:,} MACs an example; "
+            f"{self.model} on {shape}: {self.parameters:,} parameters, {self.macs:,} MACs an example\n"
             f"{self.board.name} has {format_bytes(self.board.sram_bytes)} SRAM, "
             f"{format_bytes(self.board.flash_bytes)} flash"
         )
@@ -49,10 +49,11 @@ class Sheet:
                 name,
                 format_bytes(need.sram_bytes),
                 format_bytes(need.flash_bytes),
-                f"{need.macs:,}",
+                _short(need.macs),
                 format_seconds(need.seconds),
                 format_joules(need.joules),
-                "yes" if need.fits else f"no, {format_bytes(need.over_sram_bytes or need.over_flash_bytes)} over",
+                format_bytes(need.air.up_bytes + need.air.down_bytes),
+                "yes" if need.fits else f"+{format_bytes(need.over_sram_bytes or need.over_flash_bytes)}",
             )
             for name, need in self.budgets
         ]
@@ -83,6 +84,8 @@ class Sheet:
                     "macs": need.macs,
                     "seconds": need.seconds,
                     "joules": need.joules,
+                    "up_bytes": need.air.up_bytes,
+                    "down_bytes": need.air.down_bytes,
                     "fits": need.fits,
                     "over_sram_bytes": need.over_sram_bytes,
                     "over_flash_bytes": need.over_flash_bytes,
@@ -120,7 +123,24 @@ def sheet(
     module = prepare(tiny.build(model, shape, classes), shape, norm).module
     budgets = [("predict", budget.plan(module, shape, board, Op.PREDICT))]
     budgets += [(f"fit {name}", need) for name, need in budget.of_slices(module, shape, board, batch=batch).items()]
-    budgets += [(f"split at {name}", need) for name, need in budget.of_cuts(module, shape, board, batch=batch).items()]
+    budgets += [(f"cut {name}", need) for name, need in budget.of_cuts(module, shape, board, batch=batch).items()]
     layers = count.layers(module, shape)
     parameters = sum(value.numel() for value in module.parameters())
     return Sheet(model, board, shape, parameters, sum(layer.macs for layer in layers), tuple(budgets))
+
+
+def _short(number: int) -> str:
+    """Gives a count in at most 5 characters.
+
+    >>> _short(640), _short(12_400), _short(2_656_768)
+    ('640', '12k', '2.66M')
+    """
+    for size, suffix in ((10**9, "G"), (10**6, "M"), (10**4, "k")):
+        if number >= size:
+            unit = 1000 if suffix == "k" else size
+            return (
+                f"{number / unit:.0f}{suffix}"
+                if number >= 100 * unit or suffix == "k"
+                else f"{number / unit:.3g}{suffix}"
+            )
+    return str(number)

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from midhaul import checkpoint, train
+from midhaul import budget, checkpoint, train
 from midhaul.checkpoint import Checkpoint
 from midhaul.cli import main
 from midhaul.config import Config
 from midhaul.errors import CheckpointError, ConfigError, EngineError
+from midhaul.message import Op
 from midhaul.server import Server
 
 QUICK = {
@@ -216,3 +217,14 @@ def test_a_teacher_with_batch_norm_teaches_with_the_statistics_it_saw() -> None:
     result = train.run(settings.replace(data_max_rows=0), module=Normed())
     assert result.server.tree["2.running_mean"].abs().max() > 0.1
     assert result.summary["accuracy"] > 0.7
+
+
+def test_the_budgets_bytes_on_air_are_those_that_a_run_is_charged() -> None:
+    """One round of FedAvg on six devices, byte for byte."""
+    settings = config(link_loss=0.0, fleet_cohort=1.0, run_rounds=1, scheme_batch=16)
+    plant = train.build(settings)
+    module = plant.kit.program.module
+    names = plant.kit.program.names("whole")
+    air = budget.air_of(module, plant.kit.program.input_shape, Op.FIT, names)
+    summary = train.run(settings).summary
+    assert (6 * air.up_bytes, 6 * air.down_bytes) == (summary["uplink_bytes"], summary["downlink_bytes"])
