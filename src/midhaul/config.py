@@ -128,6 +128,7 @@ class SchemeConfig:
     tune_lr: float = option(0.01, "transfer: the devices' learning rate while they fine-tune", above=0.0)
     tune: str = option("head", "transfer: what devices fine-tune: none, head, bias, whole, lora, layers:A,B")
     cut: str = option("", "split: the layer whose output is sent; empty: the first that halves the device's work")
+    pretrain: bool = option(False, "split schemes: both halves begin as trained on the server's public data")
     body: str = option(
         "distilled",
         "federated_transfer: the frozen body: the tiny model's, taught by the large one, or the large model's own, cut",

@@ -5,6 +5,7 @@ Shape letters: B rows, C classes.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -159,13 +160,39 @@ def evaluate_personal(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, t
 
 
 def init_halves(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
-    """Begins a split scheme: the server draws both halves and keeps the large one."""
+    """Begins a split scheme: the server draws both halves, or trains them on its public data, and keeps the large one."""
     large = kit.server_model()
-    whole = tree.of(large)
+    first, whole = kit.program.initial, tree.of(large)
+    if kit.cfg.pretrain:
+        first, whole = _pretrained(kit, key)
     memory = kit.optimizer().init(tree.select(whole, parameter_names(large)))
     if kit.program.personal:
-        load_all(fleet, kit.program.initial, key)
-    return Server(tree.without(kit.program.initial, kit.program.personal), whole, {"optimizer": memory})
+        load_all(fleet, first, key)
+    return Server(tree.without(first, kit.program.personal), whole, {"optimizer": memory})
+
+
+def _pretrained(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
+    """Trains the device half and the server half as one model on public data; gives their trees."""
+    parts = OrderedDict(front=kit.program.module, rear=kit.server_model())
+    if kit.program.tail is not None:
+        parts["tail"] = kit.program.tail
+    joint = nn.Sequential(parts)
+    large, public = kit.config.large, kit.public
+    start = rng.key(key.seed, key.round, rng.SERVER, rng.Use.PUBLIC)
+    whole, _, _ = train(
+        joint,
+        tree.of(joint),
+        public.x,
+        public.y,
+        kit.optimizer(),
+        epochs=large.epochs,
+        batch=large.batch,
+        key=start,
+        progress=kit.progress,
+        label="both halves learn",
+    )
+    first = {n: whole[n if n.startswith("tail.") else f"front.{n}"] for n in kit.program.initial}
+    return first, {name.removeprefix("rear."): value for name, value in whole.items() if name.startswith("rear.")}
 
 
 def evaluate_halves(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:

@@ -83,7 +83,8 @@ def build(
     data = dataset or load(config.data.name, **config.data.options)
     config = _resolved(config, board, data)
     federation = _federate(config, data)
-    if chosen.needs_public and not len(federation.public):
+    wants = chosen.needs_public or (chosen.part != "whole" and config.scheme.pretrain)
+    if wants and not len(federation.public):
         raise ConfigError(f"the scheme {chosen.name} needs public data on the server; set data.public, for example 0.3")
     if config.fleet.stragglers and config.scheme.epochs < 2:
         raise ConfigError("a straggler does 1 to scheme.epochs - 1 epochs; set scheme.epochs to at least 2")

@@ -228,3 +228,13 @@ def test_the_budgets_bytes_on_air_are_those_that_a_run_is_charged() -> None:
     air = budget.air_of(module, plant.kit.program.input_shape, Op.FIT, names)
     summary = train.run(settings).summary
     assert (6 * air.up_bytes, 6 * air.down_bytes) == (summary["uplink_bytes"], summary["downlink_bytes"])
+
+
+@pytest.mark.parametrize("name", ["split", "split_u", "federated_split"])
+def test_halves_that_begin_as_trained_on_public_data_are_ahead(name: str) -> None:
+    settings = config(name, run_rounds=1, large_epochs=30, fleet_cohort=1.0, scheme_lr=0.01, large_lr=1e-3)
+    cold = train.run(settings).summary["accuracy"]
+    warm = train.run(settings.replace(scheme_pretrain=True)).summary["accuracy"]
+    assert warm > cold + 0.1
+    with pytest.raises(ConfigError, match="needs public data"):
+        train.build(settings.replace(scheme_pretrain=True, data_public=0.0))
