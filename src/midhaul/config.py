@@ -97,6 +97,9 @@ class LargeConfig:
     batch: int = option(64, "rows in a step of the server", low=1)
     lr: float = option(1e-3, "the server's learning rate for the large model", above=0.0)
     weight_decay: float = option(1e-4, "the server's weight decay", low=0.0)
+    rotate_deg: float = option(
+        0.0, "turn three-axis signals by a random angle of this deviation while the server trains", low=0.0, high=180.0
+    )
     optimizer: str = option("adam", "the server's optimiser for the large model", choices=("adam", "sgd"))
     options: Options = option({}, "options of the model's builder")
 
@@ -128,6 +131,7 @@ class SchemeConfig:
     tune_lr: float = option(0.01, "transfer: the devices' learning rate while they fine-tune", above=0.0)
     tune: str = option("head", "transfer: what devices fine-tune: none, head, bias, whole, lora, layers:A,B")
     cut: str = option("", "split: the layer whose output is sent; empty: the first that halves the device's work")
+    half_lr: float = option(0.0, "split schemes: the server's learning rate behind the cut; 0: large.lr", low=0.0)
     pretrain: bool = option(False, "split schemes: both halves begin as trained on the server's public data")
     body: str = option(
         "distilled",

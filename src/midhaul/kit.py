@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from midhaul.fleet import Fleet
 from midhaul.message import Message, Op, Replies, Setting, Settings, join
 from midhaul.models import losses
 from midhaul.program import Examples, Program
-from midhaul.server import Optimizer, Progress, Server, parameter_names, predict, train
+from midhaul.server import Augment, Optimizer, Progress, Server, parameter_names, predict, train
 from midhaul.tree import Tree
 
 _TRIES = 20
@@ -37,6 +38,7 @@ class Kit:
     can_adapt: bool = False
     progress: Progress | None = None
     body_is_cut: bool = False
+    augment: Augment | None = None
 
     @property
     def cfg(self) -> SchemeConfig:
@@ -47,6 +49,10 @@ class Kit:
         """Gives the server's optimiser for its large model, as [large] has it."""
         large = self.config.large
         return Optimizer(large.optimizer, large.lr, large.weight_decay)
+
+    def half_optimizer(self) -> Optimizer:
+        """Gives the optimiser of the server's half in a split scheme."""
+        return replace(self.optimizer(), lr=self.cfg.half_lr or self.config.large.lr)
 
     def server_model(self) -> nn.Module:
         """Gives the large model. Raises: ModelError if the run has none."""
@@ -160,12 +166,12 @@ def evaluate_personal(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, t
 
 
 def init_halves(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
-    """Begins a split scheme: the server draws both halves, or trains them on its public data, and keeps the large one."""
+    """Begins a split scheme: both halves are drawn, or trained on public data, and the server keeps the large one."""
     large = kit.server_model()
     first, whole = kit.program.initial, tree.of(large)
     if kit.cfg.pretrain:
         first, whole = _pretrained(kit, key)
-    memory = kit.optimizer().init(tree.select(whole, parameter_names(large)))
+    memory = kit.half_optimizer().init(tree.select(whole, parameter_names(large)))
     if kit.program.personal:
         load_all(fleet, first, key)
     return Server(tree.without(first, kit.program.personal), whole, {"optimizer": memory})
@@ -188,6 +194,7 @@ def _pretrained(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
         epochs=large.epochs,
         batch=large.batch,
         key=start,
+        augment=kit.augment,
         progress=kit.progress,
         label="both halves learn",
     )
@@ -241,10 +248,12 @@ def teach(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
         epochs=large_cfg.epochs,
         batch=large_cfg.batch,
         key=start,
+        augment=kit.augment,
         progress=kit.progress,
         label="the large model learns",
     )
-    soft = predict(large, teacher, public.x)
+    # What is changed from step to step must be shown to the teacher too; what isn't, once.
+    soft = partial(predict, large, teacher) if kit.augment is not None else predict(large, teacher, public.x)
     tiny = kit.program.module
     whole = {**tree.of(tiny), **kit.program.initial}
     only: tuple[str, ...] = ()
@@ -265,6 +274,7 @@ def teach(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
         temperature=cfg.temperature,
         soft_weight=cfg.soft_weight,
         only=only,
+        augment=kit.augment,
         progress=kit.progress,
         label="the tiny model is taught",
     )

@@ -26,6 +26,7 @@ from midhaul.link.radio import Radio
 from midhaul.message import Op
 from midhaul.models import large, slices, tiny, trace
 from midhaul.models.adapters import add_lora
+from midhaul.models.augment import Rotation
 from midhaul.models.entry import Entry
 from midhaul.models.prepare import Prepared, prepare
 from midhaul.program import Examples, Population, Program
@@ -104,8 +105,12 @@ def build(
     x, y = (torch.from_numpy(np.require(values, requirements=["C", "W"])) for values in (data.x, data.y))
     population = Population(x, y, federation.train, federation.test, federation.adapt, federation.own_test)
     public = Examples(x, y).at(federation.public)
+    degrees = config.large.rotate_deg
+    augment = Rotation(degrees, data.centre, data.spread) if degrees else None
     can_adapt = any(len(rows) for rows in federation.adapt)
-    kit = Kit(config, program, rear, public, data.num_classes, can_adapt, progress, _takes_body(config, chosen))
+    kit = Kit(
+        config, program, rear, public, data.num_classes, can_adapt, progress, _takes_body(config, chosen), augment
+    )
     engine: Engine
     if config.run.engine == "loop":
         engine = Loop(program, population)

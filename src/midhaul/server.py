@@ -18,6 +18,7 @@ from midhaul.program import call_module, norms_of
 from midhaul.tree import Tree
 
 Progress = Callable[[str, int, int], None]
+Augment = Callable[[Tensor, rng.Key], Tensor]
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ def train(
     epochs: int,
     batch: int,
     key: rng.Key,
-    soft: Tensor | None = None,
+    soft: Tensor | Callable[[Tensor], Tensor] | None = None,
+    augment: Augment | None = None,
     temperature: float = 1.0,
     soft_weight: float = 0.0,
     memory: Tree | None = None,
@@ -166,9 +168,9 @@ def train(
 ) -> tuple[Tree, Tree, float]:
     """Trains a module on data that the server holds; gives its tree, the optimiser's state and the last epoch's loss.
 
-    With `soft` [N, C], a teacher's logits, it is distillation. The learning rate falls to nothing along a cosine
-    (Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5); `span` is the part of it that this call goes through. `only`
-    names the parameters to train; all, if there are none.
+    With `soft`, a teacher's logits [N, C] or the teacher itself, it is distillation. `augment` changes each batch. The
+    learning rate falls to nothing along a cosine (Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5); `span` is the
+    part of it that this call goes through. `only` names the parameters to train; all, if there are none.
     """
     names = only or parameter_names(module)
     memory = optimizer.init(tree.select(whole, names)) if memory is None else memory
@@ -181,8 +183,9 @@ def train(
             for step in range(steps):
                 rows = order[step * batch : (step + 1) * batch]
                 leaves = {name: whole[name].detach().requires_grad_(True) for name in names}
-                logits, buffers = call(module, {**whole, **leaves}, x[rows], training=True)
-                picked = None if soft is None else soft[rows]
+                seen = x[rows] if augment is None else augment(x[rows], _noise(key, epoch * steps + step))
+                logits, buffers = call(module, {**whole, **leaves}, seen, training=True)
+                picked = soft(seen) if callable(soft) else None if soft is None else soft[rows]
                 loss = losses.rows("cross_entropy", logits, y[rows], picked, temperature, soft_weight).mean()
                 gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
                 slopes = {
@@ -199,6 +202,11 @@ def train(
         if progress is not None:
             progress(label, epoch + 1, epochs)
     return whole, memory, mean
+
+
+def _noise(key: rng.Key, step: int) -> rng.Key:
+    """Gives the key of a step's changes to its batch; the epochs of a round have streams of their own above these."""
+    return key._replace(use=int(rng.Use.NOISE)).at(key.use >> 8 | step)
 
 
 @torch.no_grad()

@@ -35,7 +35,8 @@ class Dataset:
     Shapes: `x` [N, ...] float32, or [N, L] int64 tokens where `vocabulary` is above 0; `y` [N] class numbers; `device`
     [N] places in `device_names`; `held_out` [N], True where the publisher puts the row in the test set.
     `key` says what a natural device is ("subject", "writer" ...); it is empty where the data have none.
-    `num_read` counts the rows before bad ones went to `refused`.
+    `num_read` counts the rows before bad ones went to `refused`. `centre` and `spread` are the constants that the
+    channels of three-axis sensors were scaled by: x = (raw - centre) / spread.
 
     Raises: DataError if shapes, types or ranges contradict each other, or if a number is not finite.
     """
@@ -54,6 +55,8 @@ class Dataset:
     num_read: int
     refused: tuple[Refused, ...] = ()
     vocabulary: int = 0
+    centre: tuple[float, ...] = ()
+    spread: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         num = len(self.x)

@@ -100,6 +100,8 @@ def build(arrays: archives.Arrays, classes: int = NUM_BASIC) -> Dataset:
         citation=DESCRIPTION.citation,
         key=DESCRIPTION.key,
         num_read=int(kept.sum()),
+        centre=CENTRE,
+        spread=SPREAD,
     )
 
 

@@ -67,6 +67,7 @@ def round_pooled(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[
         batch=kit.config.large.batch,
         key=rng.key(key.seed, key.round, rng.SERVER, rng.Use.BATCH),
         memory=server.state["optimizer"],
+        augment=kit.augment,
         span=((key.round - 1) / rounds, key.round / rounds),
     )
     return Server({}, whole, {"optimizer": memory}, server.constant), {"train_loss": loss}

@@ -62,7 +62,7 @@ def server_steps(up: Replies, halves: Halves, kit: Kit, key: rng.Key, *, copies:
         device, num = up.devices[place], int(up.rows[place])
         sent = up.reply(place).tree
         large, memory, slope, mean, _ = step_half(
-            kit.server_model(), *halves[device], kit.optimizer(), sent["h"], sent["y"]
+            kit.server_model(), *halves[device], kit.half_optimizer(), sent["h"], sent["y"]
         )
         for other in (device,) if copies else tuple(halves):
             halves[other] = (large, memory)

@@ -57,7 +57,7 @@ def plain_step(
     if not len(up) or not int(up.rows[0]):
         return large, memory, 0.0, 0.0
     sent = up.reply(0).tree
-    large, memory, g, loss, _ = step_half(kit.server_model(), large, memory, kit.optimizer(), sent["h"], sent["y"])
+    large, memory, g, loss, _ = step_half(kit.server_model(), large, memory, kit.half_optimizer(), sent["h"], sent["y"])
     send_back(fleet, kit, key, (device,), Message(Op.BACKWARD, each={"g": g[None]}, rows=up.rows))
     return large, memory, float(loss), float(up.rows[0])
 
@@ -73,7 +73,7 @@ def u_step(
     answer = send_back(fleet, kit, key, (device,), Message(Op.BACKWARD, each={"z": z[None]}, rows=up.rows))
     if not len(answer):
         return large, memory, 0.0, 0.0
-    large, memory, g = close(answer.reply(0).tree["g"], memory, kit.optimizer())
+    large, memory, g = close(answer.reply(0).tree["g"], memory, kit.half_optimizer())
     send_back(fleet, kit, key, (device,), Message(Op.BACKWARD, each={"g": g[None]}, rows=up.rows))
     return large, memory, float(answer.metrics["loss"][0]), float(up.rows[0])
 
