@@ -1,0 +1,1 @@
+"""How fast midhaul is, beside what a person would write by hand."""
