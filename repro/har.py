@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -39,7 +40,9 @@ def run(scheme: str, seed: int) -> dict[str, Any]:
 def share_of_bytes(federated_transfer: dict[str, Any], fedavg: dict[str, Any]) -> float:
     """Gives FTL's bytes over FedAvg's, both up to where they first reach the best that FedAvg reaches."""
     wanted = max(accuracy for _, accuracy in fedavg["curve"])
-    first = [next(n for n, accuracy in r["curve"] if accuracy >= wanted) for r in (federated_transfer, fedavg)]
+    first = [
+        next((n for n, accuracy in r["curve"] if accuracy >= wanted), math.inf) for r in (federated_transfer, fedavg)
+    ]
     return float(first[0] / first[1])
 
 
