@@ -30,6 +30,13 @@ class Op(IntEnum):
     BACKWARD = 6
     EVALUATE = 7
     PREDICT = 8
+    HELLO = 9
+    PUSH = 10
+    STATS = 11
+
+
+# What only a device over a byte stream is asked: who it is, to take rows as from a sensor, and what it spent.
+HOUSEKEEPING = (Op.HELLO, Op.PUSH, Op.STATS)
 
 
 class Kind(StrEnum):
@@ -72,6 +79,9 @@ SETTINGS: tuple[str, ...] = (
     "what",
     "clip",
     "epoch",
+    "scale",
+    "seed_low",
+    "seed_high",
 )
 
 

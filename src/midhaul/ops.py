@@ -38,6 +38,8 @@ class State:
 
 def run(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:
     """Does one op. The key names the seed, the round and the device; each op draws its own streams from it."""
+    if message.op not in _OPS:
+        raise EngineError(f"{message.op.name} is for devices over a byte stream; a simulated one needs no such op")
     return _OPS[message.op](program, state, message, key)
 
 

@@ -156,7 +156,7 @@ def test_what_the_wire_has_no_place_for_is_refused(bad: Frame, words: str) -> No
 GOOD = tensor("fc.weight", 0, (1,), struct.pack("<f", 1.0))
 BAD_BODIES = {
     "bytes behind its last field": header() + b"\0",
-    "doesn't exist": header()[:3] + b"\x09" + header()[4:],
+    "doesn't exist": header()[:3] + b"\x0c" + header()[4:],
     "reserved bits": header()[:4] + b"\x02" + header()[5:],
     "weight is": header()[:-8] + struct.pack("<d", -1.0),
     "setting number 200": header(1) + bytes([200, 0]) + struct.pack("<i", 1),

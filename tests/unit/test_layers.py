@@ -8,7 +8,7 @@ import midhaul
 ROOT = Path(midhaul.__file__).parent
 LAYERS = (
     {"errors"},
-    {"tree", "units", "rng", "config"},
+    {"tree", "units", "rng", "config", "net"},
     {"message"},
     {"data", "models", "devices", "link", "privacy"},
     {"program"},
