@@ -40,7 +40,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Value:
-    """What a layer gives for one example. `scale` and `zero_point` are of int8: real = scale * (stored - zero_point)."""
+    """What a layer gives for one example; of int8, the real number is scale * (stored - zero_point)."""
 
     shape: Shape
     int8: bool = False
@@ -62,9 +62,9 @@ class Value:
 class Layer:
     """One layer: value `out` from the values `inputs`.
 
-    `kernel`, `stride`, `dilation` are (H, W); `padding` is (top, left, bottom, right). `low` and `high` clamp the output
-    where `clamps`. `weights` names the tensors by role: weight, bias, lora_a, lora_b; what a folded batch norm changed
-    keeps the name of the layer's own tensor. `packed` holds what an int8 layer has in their place.
+    `kernel`, `stride`, `dilation` are (H, W); `padding` is (top, left, bottom, right). `low` and `high` clamp the
+    output where `clamps`. `weights` names the tensors by role: weight, bias, lora_a, lora_b; what a folded batch norm
+    changed keeps the name of the layer's own tensor. `packed` holds what an int8 layer has in their place.
     """
 
     kind: Kind

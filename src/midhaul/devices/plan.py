@@ -1,0 +1,351 @@
+"""Where everything lies in a device's arena while it does an op: the plan that the blob carries and the budget reads.
+
+A device works through one example at a time. The forward of layer i of N is step i; the loss, or the arrival of the
+gradient at the cut, is step N; the backward of layer i is step 2N - i. What stays between ops (trained weights, then
+velocities, then starting values) lies at the bottom of the arena, at the same place in every plan of a model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+
+from midhaul.devices import arena
+from midhaul.devices.arena import Buffer
+from midhaul.net import Kind, Layer, Net
+
+ALIGN_BYTES = 16
+_MATRIX = (Kind.DENSE, Kind.CONV, Kind.DEPTHWISE)
+
+Scratch = Callable[[Layer, Net], int]
+
+
+class PlanKind(IntEnum):
+    """What a plan is for. The numbers are in the blob and in C."""
+
+    INFER = 0
+    TRAIN = 1
+    BACKWARD = 2
+    STORE = 3
+
+
+class Step(IntFlag):
+    """What a plan does at a layer. The bits are in the blob and in C."""
+
+    FORWARD = 1
+    GRAD_INPUT0 = 2
+    GRAD_INPUT1 = 4
+    GRAD_PARAMS = 8
+    ADDS0 = 16
+    ADDS1 = 32
+
+
+@dataclass(frozen=True)
+class Resident:
+    """What stays between ops. Offsets in bytes from the start of the arena; empty where nothing is kept of the kind."""
+
+    weights: Mapping[str, int]
+    velocities: Mapping[str, int]
+    starts: Mapping[str, int]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An op's steps and the offsets of its buffers; a value that isn't made has none.
+
+    `arena_bytes` is the end of the highest buffer, what stays between ops included.
+    """
+
+    kind: PlanKind
+    slice: str
+    trained: frozenset[str]
+    sent: frozenset[str]
+    steps: tuple[Step, ...]
+    values: Mapping[int, int]
+    grads: Mapping[int, int]
+    sums: Mapping[str, int]
+    scratch_offset: int
+    scratch_bytes: int
+    arena_bytes: int
+    buffers: tuple[Buffer, ...] = field(repr=False)
+
+
+def rounded(num: int) -> int:
+    """Gives the bytes that a buffer takes: up to the next multiple of 16."""
+    return -(-num // ALIGN_BYTES) * ALIGN_BYTES
+
+
+def resident(net: Net, trained: Collection[str], *, momentum: bool, keeps_start: bool) -> Resident:
+    """Gives the places of what stays between ops for the tensors that any op trains, in the net's order."""
+    names = [name for name in net.tensors if name in trained]
+    at = 0
+    tables: list[dict[str, int]] = []
+    for wanted in (True, momentum, keeps_start):
+        tables.append({})
+        for name in names if wanted else ():
+            tables[-1][name] = at
+            at += rounded(4 * net.tensors[name].size)
+    weights, velocities, starts = tables
+    return Resident(weights, velocities, starts, at)
+
+
+def stored_value(net: Net, trained: Collection[str]) -> int:
+    """Gives the value that a device keeps of a row: the last one that all of what is trained lies behind.
+
+    That is the input unless the first layers are frozen and meet the rest at a single value; then each row goes through
+    them once, when it comes.
+    """
+    best = 0
+    first = next((i for i, layer in enumerate(net.layers) if _trained(layer, trained)), len(net.layers))
+    for place, layer in enumerate(net.layers[:first]):
+        ahead = {layer.out for layer in net.layers[place + 1 :]} | {layer.out}
+        if place + 1 < len(net.layers) and all(v in ahead for later in net.layers[place + 1 :] for v in later.inputs):
+            best = layer.out
+    return best
+
+
+def infer(
+    net: Net, kept: Resident, stored: int, scratch: Scratch, *, slice: str = "", sent: Collection[str] = ()
+) -> Plan:
+    """Gives the plan of a forward pass from the stored value to the output."""
+    return _plan(net, PlanKind.INFER, kept, slice, (), sent, _after(net, stored), scratch)
+
+
+def store(net: Net, kept: Resident, stored: int, scratch: Scratch) -> Plan:
+    """Gives the plan of the forward pass from the input to the stored value."""
+    after = set(_after(net, stored))
+    return _plan(net, PlanKind.STORE, kept, "", (), (), [i for i in range(len(net.layers)) if i not in after], scratch)
+
+
+def train(
+    net: Net,
+    kept: Resident,
+    stored: int,
+    scratch: Scratch,
+    *,
+    slice: str,
+    trained: Collection[str],
+    split: bool = False,
+) -> Plan:
+    """Gives the plan of a training pass; with `split`, the gradient at the output comes over the link."""
+    kind = PlanKind.BACKWARD if split else PlanKind.TRAIN
+    return _plan(net, kind, kept, slice, trained, trained, _after(net, stored), scratch)
+
+
+def _plan(
+    net: Net,
+    kind: PlanKind,
+    kept: Resident,
+    slice: str,
+    trained: Collection[str],
+    sent: Collection[str],
+    places: Sequence[int],
+    scratch: Scratch,
+) -> Plan:
+    flow = _Flow(net, frozenset(trained), list(places), ends_in_loss=kind == PlanKind.TRAIN)
+    found: list[Buffer] = []
+    keys: list[tuple[str, object]] = []
+    for root, members in flow.groups().items():
+        found.append(Buffer(f"value {root}", *flow.span(members)))
+        keys += [("value", members)]
+    for root, members in flow.grad_groups().items():
+        found.append(Buffer(f"gradient {root}", *flow.grad_span(members)))
+        keys += [("grad", members)]
+    for name in net.tensors:
+        if name in trained:
+            found.append(Buffer(f"gradient sum {name}", rounded(4 * net.tensors[name].size), 0, 2 * flow.num))
+            keys.append(("sum", name))
+    needs = [(at, num) for at, num in flow.scratch(scratch) if num]
+    if needs:
+        steps = [at for at, _ in needs]
+        found.append(Buffer("scratch", rounded(max(num for _, num in needs)), min(steps), max(steps)))
+        keys.append(("scratch", ""))
+    values: dict[int, int] = {}
+    grads: dict[int, int] = {}
+    sums: dict[str, int] = {}
+    at, size = 0, 0
+    placed = [Buffer(b.name, b.bytes, b.first, b.last, b.offset + kept.bytes) for b in arena.place(found)]
+    for buffer, (what, key) in zip(placed, keys, strict=True):
+        if what == "value":
+            values.update(dict.fromkeys(key, buffer.offset))  # type: ignore[call-overload]
+        elif what == "grad":
+            grads.update(dict.fromkeys(key, buffer.offset))  # type: ignore[call-overload]
+        elif what == "sum":
+            sums[str(key)] = buffer.offset
+        else:
+            at, size = buffer.offset, buffer.bytes
+    end = max(arena.peak(placed), kept.bytes)
+    return Plan(
+        kind,
+        slice,
+        frozenset(trained),
+        frozenset(sent),
+        flow.steps(),
+        values,
+        grads,
+        sums,
+        at,
+        size,
+        end,
+        tuple(placed),
+    )
+
+
+class _Flow:
+    """Who makes what, who needs it, and when."""
+
+    def __init__(self, net: Net, trained: frozenset[str], places: list[int], *, ends_in_loss: bool) -> None:
+        self.net, self.trained, self.places = net, trained, places
+        self.num = len(net.layers)
+        self.loss = ends_in_loss
+        self.made = {net.layers[i].out: i for i in places}
+        self.backs = bool(trained)
+        self.needs: dict[int, bool] = {}
+        for i in places:
+            layer = net.layers[i]
+            self.needs[i] = bool(_trained(layer, trained)) or any(self._wants(v) for v in layer.inputs)
+
+    def _wants(self, value: int) -> bool:
+        """Tells whether the gradient of a value is needed."""
+        return value in self.made and self.needs[self.made[value]]
+
+    def steps(self) -> tuple[Step, ...]:
+        flags = [Step(0)] * self.num
+        seen: set[int] = set()
+        for i in reversed(self.places):
+            layer, flag = self.net.layers[i], Step.FORWARD
+            if self.needs[i]:
+                flag |= Step.GRAD_PARAMS if _trained(layer, self.trained) else Step(0)
+                for wanted, adds, value in zip(
+                    (Step.GRAD_INPUT0, Step.GRAD_INPUT1), (Step.ADDS0, Step.ADDS1), layer.inputs, strict=False
+                ):
+                    if self._wants(value):
+                        flag |= wanted | (adds if value in seen else Step(0))
+                        seen.add(value)
+            flags[i] = flag
+        return tuple(flags)
+
+    def _last(self, value: int) -> int:
+        """Gives the last step at which a value is read."""
+        steps = [self.made.get(value, 0)]
+        for i in self.places:
+            layer = self.net.layers[i]
+            if value in layer.inputs:
+                steps.append(i)
+            if self.needs[i] and value in self._kept(layer):
+                steps.append(2 * self.num - i)
+        if self.places and value == self.net.layers[self.places[-1]].out:
+            steps.append(self.num)
+        return max(steps)
+
+    def _kept(self, layer: Layer) -> set[int]:
+        """Gives the values that the backward of a layer reads."""
+        kept: set[int] = set()
+        roles = _trained(layer, self.trained)
+        wants_input = any(self._wants(v) for v in layer.inputs)
+        if layer.kind in _MATRIX and roles - {"bias"}:
+            kept.add(layer.inputs[0])
+        if layer.kind == Kind.GROUP_NORM or (layer.kind == Kind.MAX_POOL and wants_input):
+            kept.add(layer.inputs[0])
+        if layer.clamps or (layer.kind == Kind.MAX_POOL and wants_input):
+            kept.add(layer.out)
+        return kept
+
+    def groups(self) -> dict[int, list[int]]:
+        """Gives the values that share a buffer, by the first of them."""
+        root: dict[int, int] = {}
+        for i in self.places:
+            layer = self.net.layers[i]
+            for value in layer.inputs:
+                root.setdefault(value, value)
+            root[layer.out] = layer.out
+            source = next((v for v in layer.inputs if self._in_place(i, v)), None)
+            if source is not None:
+                root[layer.out] = root[source]
+        found: dict[int, list[int]] = {}
+        for value, first in root.items():
+            found.setdefault(first, []).append(value)
+        return found
+
+    def _in_place(self, place: int, value: int) -> bool:
+        """Tells whether a layer may write its output over this input of it."""
+        layer = self.net.layers[place]
+        if layer.kind == Kind.RESHAPE:
+            return True
+        if layer.kind not in (Kind.CLAMP, Kind.ADD) or self._last(value) != place:
+            return False
+        # A frozen producer's output may be written over; one that is read through another shape may not.
+        users = [i for i in self.places if value in self.net.layers[i].inputs]
+        maker = self.made.get(value)
+        aliased = maker is not None and self.net.layers[maker].kind == Kind.RESHAPE
+        same = self.net.values[value].bytes == self.net.values[layer.out].bytes
+        return same and users == [place] and not aliased and len(set(layer.inputs)) == len(layer.inputs)
+
+    def span(self, members: list[int]) -> tuple[int, int, int]:
+        """Gives the bytes, the first and the last step of a buffer of values."""
+        size = max(self.net.values[v].bytes for v in members)
+        first = min(self.made.get(v, self.places[0] if self.places else 0) for v in members)
+        return rounded(size), first, max(self._last(v) for v in members)
+
+    def grad_groups(self) -> dict[int, list[int]]:
+        """Gives the values whose gradients share a buffer, by the last of them."""
+        root: dict[int, int] = {}
+        for i in reversed(self.places):
+            layer = self.net.layers[i]
+            if not self.needs[i]:
+                continue
+            root.setdefault(layer.out, layer.out)
+            for position, value in enumerate(layer.inputs):
+                if not self._wants(value):
+                    continue
+                users = [j for j in self.places if value in self.net.layers[j].inputs]
+                passes = layer.kind in (Kind.RESHAPE, Kind.CLAMP) or (layer.kind == Kind.ADD and position == 0)
+                if passes and users == [i] and layer.inputs.count(value) == 1:
+                    root.setdefault(value, root[layer.out])
+                else:
+                    root.setdefault(value, value)
+        found: dict[int, list[int]] = {}
+        for value, last in root.items():
+            found.setdefault(last, []).append(value)
+        return found
+
+    def grad_span(self, members: list[int]) -> tuple[int, int, int]:
+        """Gives the bytes, the first and the last step of a buffer of gradients."""
+        size = max(4 * self.net.values[v].elements for v in members)
+        begins, ends = [], []
+        for value in members:
+            users = [i for i in self.places if value in self.net.layers[i].inputs and self.needs[i]]
+            begins.append(min((2 * self.num - i for i in users), default=self.num))
+            if self.places and value == self.net.layers[self.places[-1]].out:
+                begins.append(self.num)
+            ends.append(2 * self.num - self.made[value])
+        return rounded(size), min(begins), max(ends)
+
+    def scratch(self, of_layer: Scratch) -> list[tuple[int, int]]:
+        """Gives the steps that need scratch, and the bytes."""
+        found = []
+        for i in self.places:
+            layer = self.net.layers[i]
+            found.append((i, of_layer(layer, self.net)))
+            if "lora_a" in layer.weights:
+                rank = self.net.tensors[layer.weights["lora_a"]].shape[0]
+                inner = 4 * rank * math.prod(self.net.values[layer.out].shape[1:])
+                found.append((i, inner))
+                if self.needs[i]:
+                    found.append((2 * self.num - i, 2 * inner))
+        if self.loss:
+            found.append((self.num, 8 * self.net.values[self.net.output].elements))
+        return found
+
+
+def _trained(layer: Layer, trained: Collection[str]) -> set[str]:
+    return {role for role, name in layer.weights.items() if name in trained}
+
+
+def _after(net: Net, stored: int) -> list[int]:
+    """Gives the layers behind the stored value, in the order they run."""
+    first = next((i for i, layer in enumerate(net.layers) if layer.out == stored), -1)
+    return list(range(first + 1, len(net.layers)))
