@@ -177,9 +177,10 @@ def train(
     mean = float("nan")
     steps = -(-len(y) // batch)
     for epoch in range(epochs):
-        order = torch.from_numpy(rng.permutation(key.at(epoch), len(y)))
+        own = key.use >> 8 | epoch  # a second training under the same key, a pupil's say, has numbers of its own
+        order = torch.from_numpy(rng.permutation(key.at(own), len(y)))
         total = 0.0
-        with rng.torch_seed(key._replace(use=int(rng.Use.DROPOUT)).at(epoch)):
+        with rng.torch_seed(key._replace(use=int(rng.Use.DROPOUT)).at(own)):
             for step in range(steps):
                 rows = order[step * batch : (step + 1) * batch]
                 leaves = {name: whole[name].detach().requires_grad_(True) for name in names}
