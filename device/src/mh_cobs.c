@@ -19,10 +19,10 @@ uint32_t mh_cobs_decode(mh_cobs *c, const uint8_t *from, uint32_t num, enum mh_c
     for (uint32_t i = 0; i < num; i++) {
         uint8_t byte = from[i];
         if (byte == 0) {
-            *status = c->left      ? MH_COBS_CODING
-                      : c->is_long ? MH_COBS_TOO_LONG
-                      : c->code    ? MH_COBS_WHOLE
-                                   : MH_COBS_EMPTY;
+            *status = c->is_long ? MH_COBS_TOO_LONG
+                      : c->left  ? MH_COBS_CODING
+                      : c->code  ? MH_COBS_WHOLE
+                                 : MH_COBS_EMPTY;
             return i + 1;
         }
         if (c->left) {
