@@ -2,35 +2,39 @@
 
 The device that is budgeted works as docs/boards.md says: float32; frozen weights read from flash, trained weights and
 what belongs to them in SRAM; one example at a time, its gradients added up over the batch; a frame is read straight
-into the buffers that it is for.
+into the buffers that it is for. Where the device runtime can run the model, memory is what it takes to the byte: the
+blob's own plan, and the runtime's footprint on the core. Elsewhere it is an estimate, and the budget says why.
 
-Limits: exact for the buffers named, an estimate for the code and its stack (the two constants) and, through the cycles
-of a MAC, for seconds and joules; the step of SGD (about 12 instructions a weight) and element-wise layers aren't timed.
+Limits: seconds and joules are estimates through the cycles of a MAC; the step of SGD (about 12 instructions a weight)
+and element-wise layers aren't timed.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 
-from midhaul.devices import arena, dataflow
+from midhaul.devices import arena, blob, dataflow, footprint
+from midhaul.devices import plan as plans
 from midhaul.devices.arena import Buffer
+from midhaul.devices.blob import Blob
 from midhaul.devices.dataflow import ELEMENT_BYTES
+from midhaul.devices.plan import Plan, PlanKind
 from midhaul.devices.profiles import Board
-from midhaul.errors import BudgetError, SliceError, nearest
+from midhaul.errors import BudgetError, ModelError, SliceError, nearest
 from midhaul.link import air
 from midhaul.link.air import Air
 from midhaul.message import Op
 from midhaul.models import count, slices, trace
+from midhaul.models.translate import translate
 
-CODE_FLASH_BYTES = 32 * 1024  # estimate: the device runtime without its radio's stack
-STACK_SRAM_BYTES = 4 * 1024  # estimate: stack and what the runtime keeps beside the arena
 SPECS = ("whole", "body", "head", "bias")
+_SLICE = "slice"
 
 _TRAINING = (Op.FIT, Op.ADAPT, Op.BACKWARD)
 _IDLE = (Op.LOAD, Op.READ)
@@ -57,6 +61,7 @@ class Budget:
     joules: float
     air: Air
     buffers: tuple[Buffer, ...] = field(repr=False)
+    estimate: str = ""  # why the memory is an estimate; nothing where it is what the device runtime takes, to the byte
 
     @property
     def over_flash_bytes(self) -> int:
@@ -116,6 +121,12 @@ def workload(board: Board, layers: Iterable[Layer], op: Op, train: Iterable[str]
     return work(board, macs_per_example(layers, op, train) * num_examples)
 
 
+def runtime_sram_bytes(board: Board) -> int:
+    """Gives the SRAM that the device runtime takes beside the arena: its static memory and its stack."""
+    runtime = footprint.of(board.core)
+    return runtime.static_bytes + runtime.stack_bytes
+
+
 def work(board: Board, macs: int) -> Work:
     """Gives so many float MACs with the board's seconds and joules."""
     return Work(macs, board.seconds(macs), board.joules(macs))
@@ -165,23 +176,28 @@ def plan(
     names = _in_order(module, train)
     if op is Op.BACKWARD and not names:
         names = tuple(name for name, _ in module.named_parameters())
-    layers = count.layers(module, input_shape)
-    steps = _steps(module, input_shape, op, names, batch, is_tail)
-    steps += _persistent(module, names, op, momentum, keeps_start, _end(steps))
-    if resident_bytes:
-        steps.append(Buffer("resident", resident_bytes, 0, _end(steps)))
-    placed = arena.place(steps)
-    done = work(board, macs_per_example(layers, op, names, is_tail=is_tail) * num_examples)
+    done = work(board, macs_per_example(count.layers(module, input_shape), op, names, is_tail=is_tail) * num_examples)
+    runtime = footprint.of(board.core)
+    compiled, why = None, "the tail of a U shape isn't run by the device runtime yet"
+    if not is_tail:
+        compiled, why = _compiled(module, input_shape, op, names, momentum, keeps_start)
+    if compiled is None:
+        steps = _steps(module, input_shape, op, names, batch, is_tail)
+        steps += _persistent(module, names, op, momentum, keeps_start, _end(steps))
+        placed, blob_bytes = arena.place(steps), _weights_bytes(module)
+    else:
+        placed, blob_bytes = _planned(compiled, op, num_examples), len(compiled.data)
     return Budget(
         board,
         op,
-        flash_bytes=_weights_bytes(module) + CODE_FLASH_BYTES,
-        sram_bytes=arena.peak(placed) + STACK_SRAM_BYTES,
+        flash_bytes=runtime.code_bytes + footprint.slots_bytes(blob_bytes),
+        sram_bytes=arena.peak(placed) + resident_bytes + runtime_sram_bytes(board),
         macs=done.macs,
         seconds=done.seconds,
         joules=done.joules,
         air=air_of(module, input_shape, op, names, batch),
         buffers=placed,
+        estimate=why,
     )
 
 
@@ -302,6 +318,54 @@ def _advice(
     if name is None:
         return f"no {what} of it fits: choose a smaller model or a larger board"
     return f"the largest {what} that fits is '{name}' ({budgets[name].sram_bytes:,} B)"
+
+
+def _compiled(
+    module: nn.Module, input_shape: tuple[int, ...], op: Op, names: tuple[str, ...], momentum: bool, keeps_start: bool
+) -> tuple[Blob | None, str]:
+    """Gives the blob that a device would be given for an op, or none and the reason."""
+    try:
+        net = translate(module, input_shape, trained=names)
+        splits = (_SLICE,) if op in (Op.FORWARD, Op.BACKWARD) else ()
+        made = blob.compile(
+            net,
+            {_SLICE: names},
+            fits=() if splits or not names else (_SLICE,),
+            splits=splits if names else (),
+            momentum=momentum,
+            keeps_start=keeps_start,
+            num_classes=0 if splits else None,
+        )
+    except ModelError as error:
+        return None, str(error)
+    return made, ""
+
+
+def _planned(made: Blob, op: Op, num_examples: int) -> tuple[Buffer, ...]:
+    """Gives the buffers of the most demanding plan; a device that trains takes rows in and tests as well."""
+    always = _resident(made)
+    if op in _IDLE:
+        return always
+    wanted = {PlanKind.INFER, PlanKind.STORE} | ({PlanKind.TRAIN, PlanKind.BACKWARD} if op in _TRAINING else set())
+    shuffles = {Op.FIT: PlanKind.TRAIN, Op.ADAPT: PlanKind.TRAIN, Op.FORWARD: PlanKind.INFER}
+
+    def of(one: Plan) -> tuple[Buffer, ...]:
+        end = max((b.last for b in one.buffers), default=0)
+        order = plans.rounded(2 * num_examples) if shuffles.get(op) == one.kind else 0
+        behind = (Buffer("order of the rows", order, 0, end, one.arena_bytes),) if order else ()
+        return (*(replace(b, last=end) for b in always), *one.buffers, *behind)
+
+    return max((of(one) for one in made.plans if one.kind in wanted), key=arena.peak)
+
+
+def _resident(made: Blob) -> tuple[Buffer, ...]:
+    kept, sizes = made.resident, {name: value.nbytes for name, value in made.net.tensors.items()}
+    tables = (("weight", kept.weights), ("momentum", kept.velocities), ("start", kept.starts))
+    return tuple(
+        Buffer(f"{role} {name}", plans.rounded(sizes[name]), 0, 0, at)
+        for role, table in tables
+        for name, at in table.items()
+    )
 
 
 def _steps(

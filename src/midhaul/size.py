@@ -59,6 +59,14 @@ class Sheet:
         ]
 
     @property
+    def basis(self) -> str:
+        """One sentence: what the bytes are."""
+        reasons = [need.estimate for _, need in self.budgets if need.estimate]
+        if reasons:
+            return f"Memory is an estimate: {reasons[0]}."
+        return "Memory is what the device runtime takes, to the byte; time and energy are estimates."
+
+    @property
     def verdict(self) -> str:
         """One sentence: what fits."""
         good = [name for name, need in self.budgets if need.fits]
@@ -89,6 +97,7 @@ class Sheet:
                     "fits": need.fits,
                     "over_sram_bytes": need.over_sram_bytes,
                     "over_flash_bytes": need.over_flash_bytes,
+                    "estimate": need.estimate,
                 }
                 for name, need in self.budgets
             ],

@@ -250,7 +250,7 @@ class _Flow:
             kept.add(layer.inputs[0])
         if layer.kind == Kind.GROUP_NORM or (layer.kind == Kind.MAX_POOL and wants_input):
             kept.add(layer.inputs[0])
-        if layer.clamps or (layer.kind == Kind.MAX_POOL and wants_input):
+        if layer.clamps:
             kept.add(layer.out)
         return kept
 
