@@ -17,7 +17,7 @@ static taps inside(int32_t out, int32_t stride, int32_t pad, int32_t dilation, i
     return t;
 }
 
-/* The place of the first of the largest numbers in a window of one channel. */
+/* The place of the first of the largest numbers in a window of one channel; 0 for a window without a tap inside. */
 static int32_t largest(const mh_geometry *s, const float *x, taps h, taps w)
 {
     int32_t best = -1;
@@ -27,7 +27,7 @@ static int32_t largest(const mh_geometry *s, const float *x, taps h, taps w)
             if (best < 0 || x[at] > x[best])
                 best = at;
         }
-    return best;
+    return best < 0 ? 0 : best;
 }
 
 static void zero(const mh_geometry *s, float *dx, int adds)
