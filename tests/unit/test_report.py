@@ -381,6 +381,26 @@ def test_only_one_scheme_alone_shows_its_arena(tmp_path: Path, page: str) -> Non
     assert "The arena of the device" not in page
 
 
+def test_what_happened_to_devices_on_firmware_is_a_table(tmp_path: Path, page: str) -> None:
+    """A line a device, how often each thing happened, and the last that went wrong; no table without such devices."""
+    assert "Devices on firmware" not in page
+    run = make_run(tmp_path / "run", "fedavg")
+    at = {"device": 3, "address": "qemu:cortex-m4"}
+    events = [
+        {**at, "round": 0, "what": "connected", "reason": ""},
+        {**at, "round": 2, "what": "lost", "reason": "the stream <closed>"},
+        {**at, "round": 3, "what": "rejoined", "reason": ""},
+        {"device": 0, "address": "host:", "round": 0, "what": "connected", "reason": ""},
+    ]
+    edit(run, "summary.json", device_events=events)
+    shown = written([run]).partition("on firmware</h2>")[2].partition("</table>")[0]
+    lines = [re.sub("<[^>]*>", " ", line).split() for line in re.findall("<tr>(.*?)</tr>", shown)]
+    assert [" ".join(line) for line in lines[1:]] == [
+        "fedavg 0 0 host: 0 0 0 0",
+        "fedavg 0 3 qemu:cortex-m4 1 0 0 1 round 2: the stream &lt;closed&gt;",
+    ]
+
+
 def test_each_data_set_has_its_own_best(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / f"{data}-{scheme}", scheme, data=data)
@@ -552,6 +572,10 @@ def refusal(runs: list[Path]) -> str:
         ({"kinds": {"up": {"weight": 1}, "down": {}}}, "unknown kind 'weight'"),
         ({"kinds": {"up": {}}}, "no 'down'"),
         ({"buffers": {}}, "'buffers'"),
+        (
+            {"device_events": [{"round": 1, "device": 0, "address": "a", "what": "odd", "reason": ""}]},
+            "'what' is 'odd'",
+        ),
         ({"buffers": [{"name": "x", "bytes": 1, "offset": 0, "first": 3, "last": 2}]}, "'last' is 2"),
         ({"accuracy_per_device": {"names": ["a"], "values": []}}, "'values'"),
         ({"accuracy_per_device": {"names": "a", "values": [1]}}, "'names'"),

@@ -13,7 +13,7 @@ from midhaul.report.runs import KINDS, Round, Run, read_run
 
 LABEL_CHARACTERS = 22
 # Settings that leave what is learned and what it costs as they are; runs that differ only in these are one group.
-_SAME_RESULT = ("run.seed", "run.threads", "run.memory", "run.checkpoint_every")
+_SAME_RESULT = ("run.seed", "run.threads", "run.memory", "run.checkpoint_every", "run.keys")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from midhaul.report.css import CSS
 from midhaul.report.groups import Group, Row, Study, differing
 from midhaul.report.looks import KIND_COLOURS, KIND_HATCHES, MARKER_PATHS, Style, styles
 from midhaul.report.prose import crossing, findings, what_was_run
-from midhaul.report.runs import KINDS, Run
+from midhaul.report.runs import EVENTS, KINDS, Run
 from midhaul.units import format_bytes, format_joules, format_seconds
 
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -60,6 +60,7 @@ def _study(study: Study, name: str, with_heading: bool) -> str:
     parts += ["<h2>What crossed the link</h2>", _crossed(study, name)]
     if not several:
         parts.append(_arena(study.groups[0].runs[0], name))
+    parts.append(_happened(study, looks))
     return "\n".join(parts)
 
 
@@ -128,6 +129,25 @@ def _crossed(study: Study, name: str) -> str:
         f'<p>{_e(crossing(study.groups))}</p>{legend}<div class="grid">{"".join(figures)}</div>'
         f"<details><summary>Bytes of each kind</summary>{table}</details>"
     )
+
+
+def _happened(study: Study, looks: dict[str, Style]) -> str:
+    """Gives a line a device behind an address: how often it was lost, reset, refused and back, and its last trouble."""
+    lines = []
+    for group in study.groups:
+        for run in group.runs:
+            for device in sorted({event.device for event in run.device_events}):
+                own = [event for event in run.device_events if event.device == device]
+                counts = [str(sum(event.what == what for event in own)) for what in EVENTS[1:]]
+                troubles = [event for event in own if event.reason]
+                last = f"round {troubles[-1].round}: {troubles[-1].reason}" if troubles else ""
+                cells = [str(run.seed), str(device), f"<code>{_e(own[-1].address)}</code>", *counts, _e(last)]
+                lines.append([_label(group.label, looks), *cells])
+    if not lines:
+        return ""
+    heads = ["scheme", "seed", "device", "address", *EVENTS[1:], "the last that went wrong"]
+    note = "Devices behind an address run the C runtime; the others were simulated. Numbers are how often it happened."
+    return f'<h2>Devices on firmware</h2>{_table(heads, lines, (0, 3, 8))}<p class="note">{note}</p>'
 
 
 def _arena(run: Run, name: str) -> str:

@@ -13,6 +13,7 @@ from midhaul.errors import CheckpointError
 from midhaul.message import Kind
 
 KINDS: tuple[str, ...] = (*(kind.value for kind in Kind), "header")
+EVENTS = ("connected", "lost", "reset", "refused", "rejoined")
 MAX_FILE_BYTES = 512 * 2**20  # a run of a million rounds writes about as much
 _COUNTERS = ("uplink_bytes", "downlink_bytes", "air_seconds", "compute_seconds", "device_joules", "absent")
 _ADVICE = "finish or repeat that run, or leave its folder out"
@@ -43,6 +44,17 @@ class Buffer:
     offset: int
     first: int
     last: int
+
+
+@dataclass(frozen=True)
+class DeviceEvent:
+    """Something that happened to a device behind an address: connected, lost, reset, refused, rejoined."""
+
+    round: int
+    device: int
+    address: str
+    what: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class Run:
     large: tuple[str, int] | None
     kinds: Mapping[str, Mapping[str, int]]  # direction ("up", "down") -> kind -> bytes
     buffers: tuple[Buffer, ...]
+    device_events: tuple[DeviceEvent, ...]
     rounds: tuple[Round, ...]
 
 
@@ -124,6 +137,7 @@ def read_run(path: Path) -> Run:
         large=(large.text("model"), large.whole("parameters")) if large else None,
         kinds=_kinds(summary),
         buffers=tuple(_buffer(item) for item in summary.items("buffers")),
+        device_events=tuple(_event(item) for item in _events(summary)),
         rounds=_rounds(path / "metrics.jsonl"),
     )
     last = run.rounds[-1]
@@ -260,6 +274,18 @@ def _buffer(item: _Fields) -> Buffer:
     if buffer.last < buffer.first:
         raise item.wrong("last", f"a step from its first, {buffer.first}, on")
     return buffer
+
+
+def _events(summary: _Fields) -> list[_Fields]:
+    """Gives the events, of which runs from before there was firmware have no list."""
+    return summary.items("device_events") if "device_events" in summary.table else []
+
+
+def _event(item: _Fields) -> DeviceEvent:
+    what = item.text("what")
+    if what not in EVENTS:
+        raise item.wrong("what", f"one of {', '.join(EVENTS)}")
+    return DeviceEvent(item.whole("round"), item.whole("device"), item.text("address"), what, item.text("reason"))
 
 
 def _rounds(path: Path) -> tuple[Round, ...]:
