@@ -285,7 +285,7 @@ def same(found: Replies, expected: Replies) -> None:
 
 def test_more_rows_to_test_on_than_the_store_holds_are_tested_in_parts() -> None:
     kit, program, population = setting(SCHEMES["local"])
-    fast, _ = fleet("local", kit, program, population, store_bytes=64 + 32 * (200 + 10))
+    fast, _ = fleet("local", kit, program, population, store_bytes=32 * (200 + 10))
     slow = Loop(program, population)
     for number, message in enumerate((Message(Op.LOAD, program.initial), Message(Op.EVALUATE))):
         found, expected = (engine.exchange(message, key=key(number)) for engine in (fast, slow))
@@ -294,7 +294,7 @@ def test_more_rows_to_test_on_than_the_store_holds_are_tested_in_parts() -> None
         assert all(torch.allclose(found.metrics[name], value) for name, value in expected.metrics.items())
     halves = SCHEMES["split"]
     kit, program, population = setting(halves, own_test=True)
-    fast, _ = fleet("split", kit, program, population, store_bytes=64 + 32 * 203)
+    fast, _ = fleet("split", kit, program, population, store_bytes=32 * 203)
     message = Message(Op.FORWARD, program.initial, settings={"rows": "test", "what": "hy"})
     found, expected = fast.exchange(message, key=key(1)), Loop(program, population).exchange(message, key=key(1))
     assert torch.equal(found.rows, expected.rows)
@@ -305,7 +305,7 @@ def too_small(program: Program, population: Population, kit: Kit) -> Iterator[tu
     message = kit.fit(program.initial, train="whole", send="whole")
     arena, _ = fleet("fedavg", kit, program, population, arena_bytes=999)
     yield r"needs 1,000 bytes of RAM for its arena and there are 999", lambda: arena.exchange(message, key=key(1))
-    store, _ = fleet("fedavg", kit, program, population, store_bytes=64 + 32 * 199)
+    store, _ = fleet("fedavg", kit, program, population, store_bytes=32 * 199)
     yield r"no room for its 200 rows: .* hold 199; set data\.max_rows", lambda: store.exchange(message, key=key(1))
 
 

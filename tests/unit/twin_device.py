@@ -172,7 +172,7 @@ class Twin:
         if len(self.rows[name]) != got.settings["step"] or any(self.rows[s] for s in SETS[SETS.index(name) + 1 :]):
             return _refusal(ORDER)
         self.rows[name] += list(zip(got.tree["x"], got.tree["y"].tolist(), strict=True))
-        if 32 * sum(map(len, self.rows.values())) + 64 > self.store_bytes:
+        if 32 * sum(map(len, self.rows.values())) > self.store_bytes:
             return _refusal(NO_ROOM)
         self.stash = {}
         return Reply({}, float(len(self.rows[name])), {"rows": 0.0})

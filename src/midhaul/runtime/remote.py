@@ -27,6 +27,7 @@ Answer = TypeVar("Answer")
 
 CHUNK_BYTES = 8192  # of a blob or of rows in one message
 MAX_REPLY_BYTES = 1 << 26
+MAX_ROWS = 65535  # of a set, as the device counts them
 SETS = ("train", "test", "adapt")  # the order that the rows lie in on a device
 HELLO_S = 20.0  # a device that was lost is given this long to say hello, or the deadline if that is shorter
 GREETING = (
@@ -223,7 +224,8 @@ class Remote:
         return None
 
     def _tell(self, round: int, what: str, reason: str = "") -> None:
-        self.events.append(Event(round, self.device, self.place.address, what, reason))
+        told = " ".join(reason.split())[:300]
+        self.events.append(Event(round, self.device, self.place.address, what, told))
 
     def _forget(self) -> None:
         """Notes that nothing is known of the device's RAM any more."""
@@ -254,7 +256,7 @@ class Remote:
         """Gives what the device says of itself: on a new stream, else in a new session, else after a reset."""
         if self.wire is None:
             self.wire = self.place.open()
-            tries = [lambda: None]
+            tries: list[Callable[[], object]] = [list]
         else:
             tries = [self.wire.renew, self.wire.restart]
         for number, begin in enumerate(tries):
@@ -480,7 +482,7 @@ class Remote:
     def _room(self) -> int:
         """Gives the rows that fit the device's store beside those to train on."""
         assert self._blob is not None
-        return (self.greeting["store_bytes"] - 64) // self._blob.row_bytes - len(self.local.train)
+        return min(self.greeting["store_bytes"] // self._blob.row_bytes, MAX_ROWS) - len(self.local.train)
 
     def _is_parted(self, name: str) -> bool:
         """Tells whether a set is too large for the device's store and goes through it in parts."""
