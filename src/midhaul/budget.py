@@ -180,7 +180,7 @@ def plan(
     runtime = footprint.of(board.core)
     compiled, why = None, "the tail of a U shape isn't run by the device runtime yet"
     if not is_tail:
-        compiled, why = _compiled(module, input_shape, op, names, momentum, keeps_start)
+        compiled, why = _compiled(module, input_shape, board, op, names, momentum, keeps_start)
     if compiled is None:
         steps = _steps(module, input_shape, op, names, batch, is_tail)
         steps += _persistent(module, names, op, momentum, keeps_start, _end(steps))
@@ -321,7 +321,13 @@ def _advice(
 
 
 def _compiled(
-    module: nn.Module, input_shape: tuple[int, ...], op: Op, names: tuple[str, ...], momentum: bool, keeps_start: bool
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    board: Board,
+    op: Op,
+    names: tuple[str, ...],
+    momentum: bool,
+    keeps_start: bool,
 ) -> tuple[Blob | None, str]:
     """Gives the blob that a device would be given for an op, or none and the reason."""
     try:
@@ -334,6 +340,7 @@ def _compiled(
             splits=splits if names else (),
             momentum=momentum,
             keeps_start=keeps_start,
+            packing=footprint.packing(board.core),
             num_classes=0 if splits else None,
         )
     except ModelError as error:

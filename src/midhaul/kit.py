@@ -39,6 +39,8 @@ class Kit:
     progress: Progress | None = None
     body_is_cut: bool = False
     augment: Augment | None = None
+    taught: nn.Module | None = None  # the float module that is taught, where devices hold its int8 form
+    lower: Callable[[Tree], Tree] | None = None  # from that module's tree to the devices'
 
     @property
     def cfg(self) -> SchemeConfig:
@@ -254,8 +256,8 @@ def teach(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
     )
     # What is changed from step to step must be shown to the teacher too; what isn't, once.
     soft = partial(predict, large, teacher) if kit.augment is not None else predict(large, teacher, public.x)
-    tiny = kit.program.module
-    whole = {**tree.of(tiny), **kit.program.initial}
+    tiny = kit.taught or kit.program.module
+    whole = tree.of(tiny) if kit.taught else {**tree.of(tiny), **kit.program.initial}
     only: tuple[str, ...] = ()
     if kit.body_is_cut:
         # The body is the large model's own first layers, as trained; only the head behind it is new.
@@ -278,4 +280,6 @@ def teach(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
         progress=kit.progress,
         label="the tiny model is taught",
     )
+    if kit.lower is not None:
+        return kit.lower(student), teacher
     return {name: student[name] for name in kit.program.initial}, teacher

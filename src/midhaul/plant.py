@@ -28,6 +28,7 @@ from midhaul.models import large, slices, tiny, trace
 from midhaul.models.adapters import add_lora
 from midhaul.models.augment import Rotation
 from midhaul.models.entry import Entry
+from midhaul.models.int8 import Int8Front
 from midhaul.models.prepare import Prepared, prepare
 from midhaul.program import Examples, Population, Program
 from midhaul.runtime.loop import Loop
@@ -111,6 +112,9 @@ def build(
     kit = Kit(
         config, program, rear, public, data.num_classes, can_adapt, progress, _takes_body(config, chosen), augment
     )
+    if config.tiny.precision == "int8":
+        kit = _in_int8(kit, chosen, data.input_shape)
+        program = kit.program
     engine: Engine
     if config.run.engine == "loop":
         engine = Loop(program, population)
@@ -195,6 +199,22 @@ def _parts(
     return config, Program(front, shape, personal=personal, tail=tail), rear
 
 
+def _in_int8(kit: Kit, scheme: Scheme, shape: tuple[int, ...]) -> Kit:
+    """Gives the kit whose devices hold the model's int8 form: all before the head in int8, the head in float."""
+    trained = {work.train for work in scheme.work(kit.cfg)} - {"none", "head"}
+    if scheme.part != "whole" or scheme.large != "teacher" or trained:
+        raise ConfigError(
+            f"in int8 all before the head is frozen, but the scheme {scheme.name} trains it on the devices; use "
+            "federated_transfer, transfer with scheme.tune = head or none, or tiny.precision = float32"
+        )
+    module = kit.program.module
+    front = Int8Front(module, shape, kit.public.x)
+    program = Program(front, shape, frozen=front.frozen)
+    return dataclasses.replace(
+        kit, program=program, taught=module, lower=lambda whole: front.lowered(module, whole, kit.public.x)
+    )
+
+
 def _takes_body(config: Config, scheme: Scheme) -> bool:
     return scheme.family == "FTL" and config.scheme.body == "cut"
 
@@ -260,7 +280,7 @@ def _need(kit: Kit, scheme: Scheme, whole: nn.Module, board: Board, data: Datase
                 batch=cfg.batch or 1,
                 is_tail=True,
                 momentum=cfg.momentum > 0.0,
-                resident_bytes=max(need.sram_bytes for need in needs) - budget.STACK_SRAM_BYTES,
+                resident_bytes=max(need.sram_bytes for need in needs) - budget.runtime_sram_bytes(board),
             )
         )
     flash = max(need.flash_bytes for need in needs)

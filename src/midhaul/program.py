@@ -130,11 +130,14 @@ class Program:
         *,
         personal: tuple[str, ...] = (),
         tail: nn.Module | None = None,
+        frozen: tuple[str, ...] = (),
     ) -> None:
+        """`personal` are buffers that never leave a device, `frozen` buffers that are loaded and never trained."""
         self.module = module
         self.input_shape = input_shape
         self.personal = personal
         self.tail = tail
+        self.frozen = frozen
         self._norms = norms_of(module)
         self._names: dict[str, tuple[str, ...]] = {}
 
@@ -143,7 +146,7 @@ class Program:
         """The parameters, and the statistics that change with training, as the module was built with them."""
         whole: Tree = dict(self.module.named_parameters())
         for name, value in self.module.named_buffers():
-            if name in self.personal:
+            if name in self.personal or name in self.frozen:
                 whole[name] = value
         if self.tail is not None:
             whole.update({f"tail.{name}": value for name, value in self.tail.named_parameters()})

@@ -28,6 +28,14 @@ FOOTPRINTS: dict[str, Footprint] = {
 }
 
 
+_PACKINGS = {"Cortex-M4F": 1, "Cortex-M7": 1, "Cortex-M33": 1, "Cortex-M55": 2}  # enum mh_packing: DSP, MVE
+
+
+def packing(core: str) -> int:
+    """Gives how int8 weights are packed for a core; 0, plain, where it has neither DSP instructions nor MVE."""
+    return _PACKINGS.get(core, 0)
+
+
 def of(core: str) -> Footprint:
     """Gives the footprint on a core, as `profiles.Board.core` names it."""
     return FOOTPRINTS.get(core, FOOTPRINTS[_OTHERS])

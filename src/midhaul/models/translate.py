@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -81,12 +81,23 @@ def translate(
     layer before it, or becomes a depthwise layer with a kernel of 1. With `fold` off any batch norm is refused, and
     with it on one where a parameter of `trained` would be folded, since what is trained must stay as it is.
 
+    A module that has a method `device_net` (models.int8) says itself what its net is.
+
     Shapes: `input_shape` without the batch.
     Raises: ModelError that names the layer that a device can't run, what it is, and what to use instead.
     """
+    if isinstance(module, HasNet):
+        return module.device_net(tree)
     reader = _Reader(module, input_shape, tree or {}, fold, frozenset(trained))
     reader.read()
     return _Polish(reader).net()
+
+
+@runtime_checkable
+class HasNet(Protocol):
+    """A module that knows its own net, for the tensors of a tree or for its own."""
+
+    def device_net(self, whole: Tree | None = None) -> Net: ...
 
 
 @dataclass(frozen=True)
