@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -125,7 +127,7 @@ def _filled(net: Net, whole: Mapping[str, Tensor]) -> Net:
     return Net(values, tuple(layers), tensors)
 
 
-def _array(whole: Mapping[str, Tensor], role: str, place: int, dtype: type) -> np.ndarray:  # type: ignore[type-arg]
+def _array(whole: Mapping[str, Tensor], role: str, place: int, dtype: Any) -> npt.NDArray[Any]:
     return np.asarray(whole[f"{_PREFIX}{role}{place}"].detach().numpy()).astype(dtype)
 
 
@@ -178,5 +180,3 @@ def _sums(net: Net, layer: Layer, x: Tensor, weight: Tensor, zero: Tensor) -> Te
     padded = F.pad(x - zero, (left, right, top, bottom)) + zero
     groups = layer.groups if layer.kind == Kind.DEPTHWISE else 1
     return F.conv2d(padded, weight, None, layer.stride, 0, layer.dilation, groups).round()
-
-
