@@ -1,4 +1,5 @@
 #include "mh_f32.h"
+#include "mh_vfp_f32.h"
 
 void mh_clamp_f32(const float *x, float *y, uint32_t n, float low, float high)
 {
@@ -41,12 +42,19 @@ uint32_t mh_argmax_f32(const float *x, uint32_t n)
 void mh_sgd_f32(float *restrict w, const float *restrict sum, float *restrict velocity, const float *restrict start,
                 uint32_t n, float lr, float momentum, float decay, float mu)
 {
+    uint32_t i = 0;
     if (momentum == 0.0f && decay == 0.0f && mu == 0.0f) {
-        for (uint32_t i = 0; i < n; i++)
+#ifdef MH_VFP
+        if (n >= 4) {
+            i = n & ~3u;
+            mh_vfp_add_scaled(w, sum, -lr, i); /* w - a is w + (-a), to the bit */
+        }
+#endif
+        for (; i < n; i++)
             w[i] -= lr * sum[i];
         return;
     }
-    for (uint32_t i = 0; i < n; i++) {
+    for (; i < n; i++) {
         float slope = sum[i];
         if (mu != 0.0f)
             slope += mu * (w[i] - start[i]);

@@ -1,21 +1,23 @@
 #include "mh_math.h"
 
-#include <string.h>
-
 /* The polynomials are those of Moshier's Cephes library, expf.c and logf.c (public, www.netlib.org/cephes). */
 
 uint32_t mh_bits_f32(float x)
 {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
+    union {
+        float x;
+        uint32_t bits;
+    } both = {x};
+    return both.bits;
 }
 
 float mh_from_bits_f32(uint32_t bits)
 {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+    union {
+        uint32_t bits;
+        float x;
+    } both = {bits};
+    return both.x;
 }
 
 static float power_of_two(int32_t n) /* -126 <= n <= 127 */

@@ -1,7 +1,5 @@
 #include "mh_f32.h"
 
-#include <string.h>
-
 /* The part of a window that lies inside the map: taps [first, last) of one axis, and where tap 0 is. */
 typedef struct {
     int32_t at, first, last;
@@ -32,8 +30,9 @@ static int32_t largest(const mh_geometry *s, const float *x, taps h, taps w)
 
 static void zero(const mh_geometry *s, float *dx, int adds)
 {
-    if (!adds)
-        memset(dx, 0, sizeof *dx * s->ic * s->ih * s->iw);
+    uint32_t n = (uint32_t)s->ic * s->ih * s->iw;
+    for (uint32_t i = 0; !adds && i < n; i++)
+        dx[i] = 0.0f;
 }
 
 void mh_max_pool_f32(const mh_geometry *s, const float *x, float *y)
