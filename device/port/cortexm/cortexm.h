@@ -6,6 +6,7 @@
 
 #define MH_CONFIG_MAGIC 0x3143484du /* "MHC1" */
 #define MH_CONFIG_HAS_KEY 1u
+#define MH_CONFIG_FRESH 2u /* an emulated device whose flash is new: it is erased at the start */
 
 /* Written into the finished image for each device, by toolchain.Image.provisioned. */
 typedef struct {
@@ -27,8 +28,7 @@ void mh_reset(void);
 void mh_cortexm_port(mh_port *port);
 uint32_t mh_cortexm_ticks(void *self); /* DWT's cycle counter where the core has one */
 /* Flash that is memory: what an emulator has. */
-int32_t mh_memory_erase(void *self, uint8_t *at, uint32_t num);
-int32_t mh_memory_write(void *self, uint8_t *at, const uint8_t *from, uint32_t num);
+void mh_memory_flash(mh_port *port);
 
 /* A port defines these. */
 void mh_port_open(mh_port *port);

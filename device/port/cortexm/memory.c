@@ -1,10 +1,6 @@
-/* memcpy, memmove and memset, which compilers call by themselves; weak, so that a library's own go first. */
-#include <stddef.h>
+/* What compilers call by themselves; weak, so that a library's own go first. */
 #include <stdint.h>
-
-void *memcpy(void *to, const void *from, size_t num);
-void *memmove(void *to, const void *from, size_t num);
-void *memset(void *to, int value, size_t num);
+#include <string.h>
 
 /* The empty asm keeps a compiler from turning a loop into a call of the function that it is in. */
 #define MH_KEEP_LOOP __asm__ volatile("" ::: "memory")
@@ -66,4 +62,17 @@ __attribute__((weak)) void *memset(void *to, int value, size_t num)
         MH_KEEP_LOOP;
     }
     return to;
+}
+
+__attribute__((weak)) int memcmp(const void *a, const void *b, size_t num)
+{
+    const uint8_t *x = a, *y = b;
+
+    for (; num > 0; num--, x++, y++) {
+        MH_KEEP_LOOP;
+        if (*x != *y) {
+            return *x < *y ? -1 : 1;
+        }
+    }
+    return 0;
 }

@@ -105,8 +105,7 @@ void mh_port_open(mh_port *port)
     port->write = mh_write;
     port->ticks = mh_ticks;
     port->random = mh_random;
-    port->flash_erase = mh_memory_erase;
-    port->flash_write = mh_memory_write;
+    mh_memory_flash(port);
 }
 
 void mh_port_exit(int32_t status)

@@ -104,21 +104,3 @@ void mh_cortexm_port(mh_port *port)
     port->store_bytes = (uint32_t)((uintptr_t)mh_store_high - (uintptr_t)mh_store_low);
     port->key = (mh_image_config.flags & MH_CONFIG_HAS_KEY) != 0 ? mh_image_config.key : 0;
 }
-
-int32_t mh_memory_erase(void *self, uint8_t *at, uint32_t num)
-{
-    (void)self;
-    while (num-- > 0) {
-        *at++ = 0xff;
-    }
-    return 0;
-}
-
-int32_t mh_memory_write(void *self, uint8_t *at, const uint8_t *from, uint32_t num)
-{
-    (void)self;
-    while (num-- > 0) {
-        *at++ &= *from++;
-    }
-    return 0;
-}
