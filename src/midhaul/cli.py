@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from midhaul import __version__, config, plant, report, size, train
+from midhaul import __version__, config, export, plant, report, size, train
 from midhaul import data as datasets
 from midhaul.config import Config
 from midhaul.devices import profiles
@@ -82,6 +82,16 @@ def _parser() -> argparse.ArgumentParser:
         "--norm", default="group", choices=("group", "fedbn", "refuse"), help="what becomes of batch norm"
     )
     fits.add_argument("--list", action="store_true", help="list the models")
+    gives = command("export", _export, "Write a model for a board: a blob, C, and .tflite where it is int8.")
+    gives.add_argument("subject", metavar="RUN|MODEL", help="a run's folder, a tiny model, or package.module:function")
+    gives.add_argument("--board", default="stm32l4", help="a name from `midhaul boards`")
+    gives.add_argument("--out", type=Path, default=Path("exported"), help="the folder to write to")
+    gives.add_argument("--precision", default="", help="float32 or int8; the run's own, or float32, if not given")
+    gives.add_argument("--slice", default="", help="parameters that the device can train, such as head; else none")
+    gives.add_argument("--data", default="", help="take shape, classes and rows to calibrate on from this data set")
+    gives.add_argument("--shape", default="", metavar="6,128", help="shape of one example")
+    gives.add_argument("--classes", type=int, default=0, help="number of classes")
+    gives.add_argument("--norm", default="fold", help="batch norm: fold it into other layers, or group norm instead")
     files = command("data", _data, "List the data sets, or check their files.")
     files.add_argument("what", choices=("list", "check"))
     files.add_argument("names", nargs="*", help="data sets to check; all if none is named")
@@ -101,6 +111,10 @@ def _add_config(command: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="A.B=C", help="override one key; may be repeated"
     )
     command.add_argument("--out", type=Path, default=None, help="the output folder")
+    command.add_argument("--engine", default="", help="the engine, for run.engine: loop, stacked, firmware")
+    command.add_argument(
+        "--devices", default="", metavar="LIST", help="where devices are, for run.devices: qemu:cortex-m4*4,host:*3"
+    )
 
 
 def _run(chosen: argparse.Namespace) -> None:
@@ -171,6 +185,27 @@ def _size(chosen: argparse.Namespace) -> None:
     print(sheet.heading)
     print(_table(sheet.columns, sheet.rows))
     print(textwrap.fill(sheet.verdict, 80))
+
+
+def _export(chosen: argparse.Namespace) -> None:
+    made = export.export(
+        chosen.subject,
+        profiles.get(chosen.board),
+        chosen.out,
+        precision=chosen.precision,
+        slice=chosen.slice,
+        data=chosen.data,
+        shape=tuple(_whole_numbers(chosen.shape, "--shape")),
+        classes=chosen.classes,
+        norm=chosen.norm,
+    )
+    if chosen.json:
+        print(json.dumps(made.to_table(), indent=2))
+        return
+    print(textwrap.fill(made.heading, 80))
+    print(_table(made.columns, made.rows))
+    for line in (*made.notes, made.verdict, f"written to {chosen.out}: {', '.join(path.name for path in made.files)}"):
+        print(textwrap.fill(line, 80))
 
 
 def _data(chosen: argparse.Namespace) -> None:
@@ -250,7 +285,11 @@ def _report(chosen: argparse.Namespace) -> None:
 
 def _config(chosen: argparse.Namespace) -> Config:
     table = config.override(config.read_table(chosen.config), chosen.set)
-    return config.from_table(table, where=str(chosen.config))
+    given = [f"run.{name}={getattr(chosen, name)}" for name in ("engine", "devices") if getattr(chosen, name)]
+    settings = config.from_table(config.override(table, given), where=str(chosen.config))
+    if chosen.devices and settings.run.engine != "firmware":
+        raise ConfigError(f"--devices is for --engine firmware, and the engine is {settings.run.engine}; add --engine")
+    return settings
 
 
 def _whole_numbers(text: str, what: str) -> list[int]:

@@ -72,6 +72,7 @@ class FleetConfig:
     cohort: float = option(1.0, "devices in a round: a share of the fleet if at most 1, else a number", above=0.0)
     stragglers: float = option(0.0, "share of a cohort that only has time for some of its epochs", low=0.0, high=1.0)
     check: bool = option(True, "refuse a scheme that doesn't fit the board before the run")
+    deadline_s: float = option(120.0, "engine firmware: how long a device may take to answer, in seconds", above=0.0)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class TinyConfig:
         "refuse",
         "what becomes of batch norm: group norm instead, or kept on each device (FedBN)",
         choices=("refuse", "group", "fedbn"),
+    )
+    precision: str = option(
+        "float32",
+        "what devices compute in; int8: all before the head, which the server has taught and nobody trains on",
+        choices=("float32", "int8"),
     )
     lora_rank: int = option(0, "rank of low-rank adapters on its dense and 1x1 layers; 0: none", low=0)
     options: Options = option({}, "options of the model's builder, for example hidden = [64]")
@@ -167,7 +173,18 @@ class RunConfig:
 
     rounds: int = option(20, "rounds", low=1)
     seed: int = option(0, "the seed of everything random", low=0, high=2**63 - 1)
-    engine: str = option("stacked", "the engine", choices=("loop", "stacked"))
+    engine: str = option(
+        "stacked",
+        "the engine: devices one by one, all at once, or some on firmware (run.devices) and the rest all at once",
+        choices=("loop", "stacked", "firmware"),
+    )
+    devices: str = option(
+        "host:",
+        "engine firmware: where the first devices are, for example qemu:cortex-m4*4,host:*3; the rest is simulated",
+    )
+    keys: str = option(
+        "", "engine firmware: a file with a line `ADDRESS HEX` for each board, HEX its key of 64 hexadecimal digits"
+    )
     evaluate_every: int = option(1, "rounds between evaluations; the last round is always evaluated", low=1)
     checkpoint_every: int = option(1, "rounds between checkpoints", low=1)
     memory: str = option("1GB", "how much memory the stacked engine may use for a chunk of devices")

@@ -31,12 +31,15 @@ from midhaul.models.entry import Entry
 from midhaul.models.int8 import Int8Front
 from midhaul.models.prepare import Prepared, prepare
 from midhaul.program import Examples, Population, Program
+from midhaul.runtime import firmware
+from midhaul.runtime.blobs import DeviceBlobs
+from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.stacked import Stacked
 from midhaul.schemes import SCHEMES
 from midhaul.server import Progress
 
-Engine = Loop | Stacked
+Engine = Loop | Stacked | Firmware
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ def build(
     engine: Engine
     if config.run.engine == "loop":
         engine = Loop(program, population)
+    elif config.run.engine == "firmware":
+        engine = _firmware(kit, chosen, program, population, board)
     else:
         engine = Stacked(program, population, settings.parse_bytes(config.run.memory))
     radio = radios.get(config.link.radio)
@@ -197,6 +202,28 @@ def _parts(
     with rng.torch_seed(start.at(2)):
         tail = nn.Sequential(nn.ReLU(), nn.Linear(features, classes))
     return config, Program(front, shape, personal=personal, tail=tail), rear
+
+
+def _firmware(kit: Kit, scheme: Scheme, program: Program, population: Population, board: Board) -> Firmware:
+    """Gives the engine whose first devices are where run.devices says."""
+    from midhaul.runtime.places import places
+
+    config = kit.config
+    run = config.run
+    found = places(run.devices, board, seed=run.seed, keys=run.keys)
+    keeps_start = config.privacy.clip > 0.0 or (scheme.name == "fedprox" and kit.cfg.proximal_mu > 0.0)
+    firmware.check(program, population, len(found))
+    work = [(work.op, work.train) for work in scheme.work(kit.cfg)]
+    blobs = DeviceBlobs(program, work, momentum=kit.cfg.momentum > 0.0, keeps_start=keeps_start)
+    return Firmware(
+        program,
+        population,
+        blobs,
+        found,
+        seed=run.seed,
+        deadline_s=config.fleet.deadline_s,
+        memory_bytes=settings.parse_bytes(run.memory),
+    )
 
 
 def _in_int8(kit: Kit, scheme: Scheme, shape: tuple[int, ...]) -> Kit:

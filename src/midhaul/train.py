@@ -22,6 +22,7 @@ from midhaul.kit import Scheme
 from midhaul.message import Replies
 from midhaul.models import count
 from midhaul.plant import Plant, build
+from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.over_link import Ledger, OverLink
 from midhaul.server import Progress, Server
 from midhaul.tree import Tree
@@ -62,7 +63,11 @@ def run(
     plant = build(config, scheme=scheme, module=module, large_module=large_module, dataset=dataset, progress=progress)
     for line in _opening(plant):
         tell(line)
-    return _Run(plant, out, tell, progress).go(resume)
+    try:
+        return _Run(plant, out, tell, progress).go(resume)
+    finally:
+        if isinstance(plant.engine, Firmware):
+            plant.engine.close()
 
 
 class _Run:
@@ -84,6 +89,9 @@ class _Run:
         )
         self.wall_s, self.train_s = 0.0, 0.0
         self.scores: Summary = {}
+        self.firmware = plant.engine if isinstance(plant.engine, Firmware) else None
+        if self.firmware is not None:
+            self.firmware.tell = tell
 
     def go(self, resume: bool) -> Result:
         config, scheme = self.plant.config, self.plant.scheme
@@ -141,6 +149,8 @@ class _Run:
             self.wall_s, self.train_s = float(scalars["wall_s"]), float(scalars["train_s"])
             self.scores = dict(scalars["scores"])
             size = int(scalars["metrics_bytes"])
+            if self.firmware is not None:
+                self.firmware.events = [dict(event) for event in scalars["device_events"]]
         except (KeyError, TypeError, ValueError):
             raise CheckpointError("the checkpoint lacks a part that this version needs; start the run anew") from None
         self.plant.engine.restore(found.devices)
@@ -162,7 +172,10 @@ class _Run:
             "scores": self.scores,
             "metrics_bytes": (self.out / "metrics.jsonl").stat().st_size,
         }
-        checkpoint.save(self.out / "checkpoint", Checkpoint(number, server, self.plant.engine.dump(), scalars))
+        devices = self.plant.engine.dump()
+        if self.firmware is not None:
+            scalars["device_events"] = self.firmware.events
+        checkpoint.save(self.out / "checkpoint", Checkpoint(number, server, devices, scalars))
 
     def _line(self, number: int, scores: Summary | None, metrics: dict[str, float]) -> None:
         ledger = self.ledger
@@ -209,6 +222,7 @@ class _Run:
             **{f"devices/{name}": value for name, value in devices.items()},
         }
         rear = plant.kit.large if plant.scheme.large != "none" else None
+        events = self.firmware.events if self.firmware is not None else []
         return {
             "scheme": plant.scheme.name,
             "title": plant.scheme.title,
@@ -235,7 +249,8 @@ class _Run:
             "model_sha256": tree.sha256(everything),
             "kinds": {"up": ledger.kinds_up, "down": ledger.kinds_down},
             "absent": ledger.absent,
-            "refused_replies": ledger.refused,
+            "refused_replies": ledger.refused + sum(event["what"] == "refused" for event in events),
+            "device_events": events,
             "refused_rows": len(plant.dataset.refused),
             "num_train_rows": sum(len(rows) for rows in plant.federation.train),
             "num_test_rows": sum(len(rows) for rows in plant.federation.test),
@@ -333,6 +348,8 @@ def _opening(plant: Plant) -> list[str]:
         )
     if federation.left_out:
         lines.append(f"{len(federation.left_out)} devices with fewer than data.min_rows rows are left out")
+    if isinstance(plant.engine, Firmware):
+        lines.append(plant.engine.about)
     if plant.dataset.source != plant.dataset.name:
         lines.append(f"licence of {data.name}: {data.licence}")
     rows = [len(r) for r in federation.train]

@@ -303,8 +303,8 @@ def test_more_rows_to_test_on_than_the_store_holds_are_tested_in_parts() -> None
 
 def too_small(program: Program, population: Population, kit: Kit) -> Iterator[tuple[str, Callable[[], object]]]:
     message = kit.fit(program.initial, train="whole", send="whole")
-    arena, _ = fleet("fedavg", kit, program, population, arena_bytes=999)
-    yield r"needs 1,000 bytes of RAM for its arena and there are 999", lambda: arena.exchange(message, key=key(1))
+    arena, _ = fleet("fedavg", kit, program, population, arena_bytes=1001)
+    yield r"needs 1,002 bytes of RAM for its arena and there are 1,001", lambda: arena.exchange(message, key=key(1))
     store, _ = fleet("fedavg", kit, program, population, store_bytes=32 * 199)
     yield r"no room for its 200 rows: .* hold 199; set data\.max_rows", lambda: store.exchange(message, key=key(1))
 

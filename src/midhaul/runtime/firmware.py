@@ -43,21 +43,7 @@ class Firmware:
         deadline_s: float = 120.0,
         memory_bytes: int = 10**9,
     ) -> None:
-        if program.tail is not None:
-            raise EngineError(
-                "a device on firmware has no tail behind the server, so the U shape can't run on it; "
-                "choose scheme.name = 'split', or run.engine = 'stacked'"
-            )
-        if program.personal:
-            raise EngineError(
-                f"a device on firmware can't keep {program.personal[0]} as its own (FedBN); "
-                "choose tiny.norm = 'group', or run.engine = 'stacked'"
-            )
-        if len(places) > len(population.devices):
-            raise EngineError(
-                f"run.devices names {len(places)} addresses and the data make {len(population.devices)} devices; "
-                "name fewer, or raise data.num_devices"
-            )
+        check(program, population, len(places))
         self.program, self.population = program, population
         self.simulated = Stacked(program, population, memory_bytes)
         with torch.no_grad():
@@ -186,6 +172,25 @@ class Firmware:
                 f"round {round}: nothing but refusals came from the devices, the last from device {last['device']} "
                 f"({last['address']}): {last['reason']}; if training diverged, lower scheme.lr"
             )
+
+
+def check(program: Program, population: Population, num_addresses: int) -> None:
+    """Refuses what devices on firmware can't do. Raises: EngineError."""
+    if program.tail is not None:
+        raise EngineError(
+            "a device on firmware has no tail behind the server, so the U shape can't run on it; "
+            "choose scheme.name = 'split', or run.engine = 'stacked'"
+        )
+    if program.personal:
+        raise EngineError(
+            f"a device on firmware can't keep {program.personal[0]} as its own (FedBN); "
+            "choose tiny.norm = 'group', or run.engine = 'stacked'"
+        )
+    if num_addresses > len(population.devices):
+        raise EngineError(
+            f"run.devices names {num_addresses} addresses and the data make {len(population.devices)} devices; "
+            "name fewer, or raise data.num_devices"
+        )
 
 
 def sentence(event: Event) -> str:

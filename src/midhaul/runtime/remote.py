@@ -17,7 +17,7 @@ from torch import Tensor
 
 from midhaul import rng
 from midhaul.errors import EngineError, FrameError
-from midhaul.link import frame
+from midhaul.link import frame, refusal
 from midhaul.link.frame import Frame
 from midhaul.message import HOUSEKEEPING, ROW_KINDS, Message, Op, Reply, Settings
 from midhaul.program import Examples, Local, Program
@@ -292,7 +292,7 @@ class Remote:
                 f"{got.round} for device {got.device}"
             )
         if "error" in got.metrics:
-            raise Refused(f"it refused {op.name}: {error_name(int(got.metrics['error']))}")
+            raise Refused(f"it refused {op.name}: {refusal.sentence(int(got.metrics['error']))}")
         return got
 
     def _do(self, message: Message, key: rng.Key) -> Reply:
@@ -391,7 +391,9 @@ class Remote:
         if self.ahead:
             self._note(self._read_ahead(round))
         if self.momentum_ahead:
-            self.momentum = dict(self._read({"what": "momentum"}, self.trained, round).tree)
+            got = self._ask(Op.READ, {"what": "momentum"}, {}, round)
+            names = self.trained if got.tree else frozenset[str]()  # none where it made no step yet
+            self.momentum = dict(self._checked(got, Op.READ, self._shapes(names), len(self.local.train), 0).tree)
             self.momentum_ahead = False
 
     def _read_ahead(self, round: int) -> Tree:
@@ -435,16 +437,17 @@ class Remote:
 
     def _bake(self, whole: Tree, round: int) -> None:
         """Sends the device a new blob where its own has other frozen tensors baked in."""
-        known = {name: value for name, value in whole.items() if name not in self.trained}
+        initial = self.program.initial
+        # Whole numbers come off the wire as int64, whatever they are in the model.
+        known = {name: v.to(initial[name].dtype) for name, v in whole.items() if name not in self.trained}
         if self._blob is not None and _same(known, self._baked):
             return
         if self.ahead or self.momentum_ahead:
             self._settle(round)
-        initial = self.program.initial
         frozen = {name: known.get(name, initial[name]) for name in initial if name not in self.trained}
         blob = self.blobs.compile(frozen, self.greeting["packing"])
         for need, have, what in (
-            (blob.arena_bytes, self.greeting["arena_bytes"], "RAM for its arena"),
+            (blob.arena_bytes + 2 * len(self.local.train), self.greeting["arena_bytes"], "RAM for its arena"),
             (len(blob.data), self.greeting["slot_bytes"], "flash for its blob"),
         ):
             if need > have:
@@ -629,11 +632,6 @@ def _joined(parts: list[Reply]) -> Reply:
 
 def _same(one: Tree, other: Tree) -> bool:
     return one.keys() == other.keys() and all(v is other[n] or torch.equal(v, other[n]) for n, v in one.items())
-
-
-def error_name(code: int) -> str:
-    """Gives what a device's error code says."""
-    return f"error {code}"
 
 
 def _signed(word: int) -> int:
