@@ -44,7 +44,7 @@ enum mh_frame_status {
     MH_FRAME_SUM = -12,     /* the CRC-32 is wrong */
     MH_FRAME_OP = -13,      /* no such op, or a reply */
     MH_FRAME_RESERVED = -14,
-    MH_FRAME_SETTING = -15, /* unknown, twice, of an unknown type, a text too long, or not finite */
+    MH_FRAME_SETTING = -15, /* unknown, twice, of an unknown type, a text too long or with a zero byte, not finite */
     MH_FRAME_SHAPE = -16,   /* an unknown dtype, too many dimensions, or larger than the frame */
     MH_FRAME_NUMBER = -17,  /* a weight, element or metric that isn't finite, or doesn't fit what was asked for */
     MH_FRAME_ORDER = -18    /* asked for what isn't next, or for more elements than there are */

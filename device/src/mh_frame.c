@@ -65,6 +65,12 @@ int mh_frame_begin(mh_reader *r, mh_link *l) {
     return 0;
 }
 
+static int has_zero(const mh_setting *s) {
+    for (int i = 0; i < s->text_bytes; i++)
+        if (s->text[i] == 0) return 1;
+    return 0;
+}
+
 int mh_frame_setting(mh_reader *r, mh_setting *s) {
     uint8_t part[8];
     if (!r->status && !r->num_settings) fail(r, MH_FRAME_ORDER);
@@ -86,7 +92,7 @@ int mh_frame_setting(mh_reader *r, mh_setting *s) {
         if (take(r, part, 2)) return r->status;
         if (load_u16(part) > MH_FRAME_TEXT) return fail(r, MH_FRAME_SETTING);
         s->text_bytes = part[0];
-        take(r, s->text, s->text_bytes);
+        if (take(r, s->text, s->text_bytes) == 0 && has_zero(s)) fail(r, MH_FRAME_SETTING);
     } else {
         fail(r, MH_FRAME_SETTING);
     }
