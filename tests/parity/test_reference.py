@@ -232,9 +232,11 @@ def test_other_packings_are_refused() -> None:
     torch.manual_seed(3)
     net = translate(small_cnn(), (1, 11, 9))
     rows = np.random.default_rng(5).standard_normal((32, 1, 11, 9)).astype(np.float32)
-    made = blob.compile(quantise.quantise(net, rows), {}, packing=1)
+    made = blob.compile(quantise.quantise(net, rows), {}, packing=1, stored=0)
     reference = Reference(made.data)
     with pytest.raises(ModelError, match="packing=0"):
         reference.forward(reference.plan(PlanKind.INFER), rows[0])
+    with pytest.raises(ModelError, match="a row has 99 numbers; this one has 98"):
+        reference.forward(reference.plan(PlanKind.INFER), np.zeros(98))
     with pytest.raises(ModelError, match="no TRAIN plan"):
         reference.plan(PlanKind.TRAIN)

@@ -65,10 +65,15 @@ class Reference:
         self.velocities = [np.zeros_like(w) for w in self.weights]
 
     def forward(self, plan: PlanRecord, x: npt.ArrayLike) -> Values:
-        """Gives every value that a plan makes of one row: x is the stored value, or the input of a STORE plan."""
+        """Gives every value that a plan makes of one row: x is the stored value, or the input of a STORE plan.
+
+        Raises: ModelError for a row of another size.
+        """
         first = 0 if plan.kind == PlanKind.STORE else self.records.header.stored_value
         record = self.records.values[first]
         shape = (record.h, record.w, record.c) if record.dtype else (record.c, record.h, record.w)
+        if np.size(x) != record.c * record.h * record.w:
+            raise ModelError(f"a row has {record.c * record.h * record.w} numbers; this one has {np.size(x)}")
         values: Values = {first: np.asarray(x, np.int8 if record.dtype else np.float32).reshape(shape)}
         for layer, step in zip(self.records.layers, plan.steps, strict=True):
             if step & Step.FORWARD:
