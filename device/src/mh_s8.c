@@ -1,7 +1,5 @@
 #include "mh_s8.h"
 
-#include <string.h>
-
 int mh_packing(void) { return MH_S8_PACKING; }
 
 static int8_t clip(int32_t v, int32_t low, int32_t high) {
@@ -73,10 +71,11 @@ void mh_quantise_f32_s8(const float *x, int8_t *y, uint32_t c, uint32_t position
             if (v > 1024.0f)
                 v = 1024.0f;
             /* 1.5 * 2^23: the sum's last bit is worth 1, so the adder rounds half to even */
-            v += 12582912.0f;
-            int32_t bits;
-            memcpy(&bits, &v, 4);
-            y[p * c + k] = clip(bits - 0x4b400000 + zero, low, high);
+            union {
+                float real;
+                int32_t bits;
+            } sum = {v + 12582912.0f};
+            y[p * c + k] = clip(sum.bits - 0x4b400000 + zero, low, high);
         }
 }
 

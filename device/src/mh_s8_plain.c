@@ -11,7 +11,7 @@ static int8_t requantise(uint32_t sum, const mh_requant_s8 *t, const mh_range_s8
 void mh_depthwise_plain_s8(const mh_geometry *s, const int8_t *x, const int8_t *w, const void *table, int8_t *y,
                            const mh_range_s8 *range) {
     const mh_requant_s8 *t = table;
-    uint32_t times = s->ic ? s->oc / s->ic : 0;
+    uint32_t times = s->ic ? (uint32_t)s->oc / s->ic : 0;
     for (int32_t r = 0; r < s->oh; r++)
         for (int32_t q = 0; q < s->ow; q++)
             for (uint32_t o = 0; o < s->ic * times; o++) {
@@ -32,7 +32,7 @@ void mh_depthwise_plain_s8(const mh_geometry *s, const int8_t *x, const int8_t *
             }
 }
 
-#if MH_S8_PACKING == MH_PACK_PLAIN
+#if !defined(MH_S8_DSP) && !defined(MH_S8_MVE)
 
 void mh_dense_sizes_s8(uint32_t num_in, uint32_t num_out, mh_sizes_s8 *sizes) {
     sizes->weight_bytes = mh_bytes_s8(num_out, num_in, 1);
