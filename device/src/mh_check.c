@@ -114,7 +114,7 @@ static int matrix_is_sound(const view *v, const mh_layer *l, const mh_value *in,
                tensor_is_sound(v, l->bias, l->bias_at, out->c, 1) &&
                lora_is_sound(v, l, l->kind == MH_DENSE ? count(in) : in->c, out->c);
     }
-    if (l->rank != 0 || !has_no_tensors(l) || l->flags != 0) return 0;
+    if (l->rank != 0 || !has_no_tensors(l)) return 0;
     geometry_of(v, l, &s);
     if (l->kind == MH_DENSE)
         mh_dense_sizes_s8((uint32_t)count(in), out->c, &sizes);
@@ -147,7 +147,7 @@ static int layer_is_sound(const view *v, const mh_layer *l) {
     case MH_ADD:
         if (!has_no_tensors(l) || in->dtype != out->dtype || !same_shape(in, out)) return 0;
         if (v->values[l->in1].dtype != out->dtype || !same_shape(&v->values[l->in1], out)) return 0;
-        return out->dtype == MH_F32 || (l->flags == 0 && within(v, l->requant_at, sizeof(mh_add_table_s8)));
+        return out->dtype == MH_F32 || within(v, l->requant_at, sizeof(mh_add_table_s8));
     case MH_GROUP_NORM:
         return in->dtype == MH_F32 && out->dtype == MH_F32 && same_shape(in, out) && l->groups != 0 &&
                in->c % l->groups == 0 && l->rank == 0 && l->lora_a == MH_NONE16 && l->lora_b == MH_NONE16 &&

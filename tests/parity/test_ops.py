@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import random
 import re
-import zlib
-from collections.abc import Iterator
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,15 @@ from torch import Tensor, nn
 
 from midhaul import ops, rng, tree
 from midhaul.devices import blob, toolchain
-from midhaul.devices.blob import Blob
 from midhaul.link import frame, refusal
 from midhaul.link.frame import Frame
 from midhaul.link.packet import PacketLink
 from midhaul.message import ROW_KINDS, Message, Op, Reply
 from midhaul.models import mlperf, slices, tiny
 from midhaul.models.adapters import add_lora
+from midhaul.models.quantise import quantise
 from midhaul.models.translate import translate
+from midhaul.net import Kind, Net
 from midhaul.ops import State
 from midhaul.program import Examples, Local, Program
 from midhaul.rng import Use
@@ -32,9 +31,10 @@ from midhaul.rng import Use
 SEED = 0x1234567890ABCDEF
 KEY = bytes(range(32))
 METRICS = (
-    "rows loss correct error protocol model_id arena_bytes slot_bytes store_bytes rows_train rows_test rows_adapt "
-    "num_params packing boots ticks arena_peak stack_peak store_used frames_refused"
-).split()
+    *("rows", "loss", "correct", "error", "protocol", "model_id", "arena_bytes", "slot_bytes", "store_bytes"),
+    *("rows_train", "rows_test", "rows_adapt", "num_params", "packing", "boots"),
+    *("ticks", "arena_peak", "stack_peak", "store_used", "frames_refused"),
+)
 CLOSE = 1e-5
 DEVICE = Path(__file__).parents[2] / "device"
 CODES = {
@@ -99,13 +99,14 @@ class Device:
 
     def ask(self, op: Op, settings: Any = None, values: Any = None, round: int = 0, device: int = 0) -> Frame:
         (reply,) = self.answers(frame.pack(Frame(op, False, round, device, settings or {}, values or {})))
-        assert reply.is_reply and (reply.op, reply.round, reply.device) == (op, round, device)
+        assert reply.is_reply
+        assert (reply.op, reply.round, reply.device) == (op, round, device)
         return reply
 
     def refused(self, op: Op, settings: Any = None, values: Any = None) -> str:
         """Gives why the device refuses."""
         reply = self.ask(op, settings, values)
-        assert reply.weight == 0.0 and not reply.tree and set(reply.metrics) == {"error"}, reply
+        assert (reply.weight, reply.tree, set(reply.metrics)) == (0.0, {}, {"error"})
         return next(name for name, code in CODES.items() if code == reply.metrics["error"])
 
     def hello(self, seed: int = SEED) -> dict[str, float]:
@@ -274,7 +275,7 @@ class Pair:
 
 
 def close(got: Tensor, want: Tensor, name: str) -> None:
-    assert got.numel() == want.numel() and got.shape[0] == want.shape[0], (name, got.shape, want.shape)
+    assert (got.numel(), got.shape[0]) == (want.numel(), want.shape[0]), name
     if not want.numel():
         return
     bound = CLOSE * max(1.0, float(want.abs().max()))
@@ -388,7 +389,7 @@ def test_adapt_leaves_the_device_as_it_was(library: ctypes.CDLL) -> None:
     pair.device.close()
 
 
-@pytest.mark.parametrize("name,cut", [("cnn1d", "relu1"), ("cnn", "pool1"), ("cnn", "fc1"), ("mlp", "fc1")])
+@pytest.mark.parametrize(("name", "cut"), [("cnn1d", "relu1"), ("cnn", "pool1"), ("cnn", "fc1"), ("mlp", "fc1")])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_split(library: ctypes.CDLL, name: str, cut: str, momentum: float) -> None:
     pair = Pair(library, name, 11, fits=(), splits=("front",), cut=cut)
@@ -438,3 +439,82 @@ def test_a_gradient_in_whole_numbers(library: ctypes.CDLL) -> None:
     assert tree.largest_difference(left, right) == 0.0
     one.device.close()
     other.device.close()
+
+
+def built(folder: Path, source: str, *flags: str) -> Path:
+    """Gives what a test in C and the runtime make together."""
+    out = folder / source
+    sources = [DEVICE / "tests" / f"{source}.c", *sorted((DEVICE / "src").glob("*.c"))]
+    include = [f"-I{DEVICE / 'include'}", f"-I{DEVICE / 'src'}"]
+    command = [*toolchain.host_compiler().command, "-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-g", *flags]
+    subprocess.run([*command, *include, *map(str, sources), "-o", str(out)], check=True, timeout=300)
+    return out
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if toolchain.host_compiler().kind != "gcc":
+        pytest.skip("checks of addresses need gcc or clang")
+    return built(tmp_path_factory.mktemp("c"), "hostile", "-fsanitize=address,alignment", "-fno-sanitize-recover")
+
+
+INT8 = ("dscnn", "resnet")
+
+
+def blobs() -> dict[str, bytes]:
+    """Gives small blobs that hold every kind of layer between them."""
+    found = {}
+    for name in ("mlp", "cnn", "cnn1d-norm", "resnet", "dscnn", "lora-conv"):
+        module, shape, _ = net(name)
+        program = Program(module.eval(), shape)
+        parts = {"whole": program.names("whole"), "head": program.names("head")}
+        graph = translate(program.module, shape, program.initial, trained=parts["whole"])
+        found[name] = blob.compile(graph, parts, fits=("whole", "head"), momentum=True, keeps_start=True).data
+    return {**found, **{f"int8-{name}": int8(name)[1].data for name in INT8}}
+
+
+def int8(name: str) -> tuple[Program, Blob, Net]:
+    """Gives a model, and its net with the frozen layers in int8 and a head in float."""
+    module, shape, classes = (
+        net("resnet") if name == "resnet" else (mlperf.dscnn((1, 12, 8), 4, channels=8), (1, 12, 8), 4)
+    )
+    program = Program(module.eval(), shape)
+    parts = {"head": program.names("head")}
+    graph = translate(program.module, shape, program.initial, trained=parts["head"])
+    last = [layer.name for layer in graph.layers if layer.kind not in (Kind.DENSE, Kind.RESHAPE)][-1]
+    graph = quantise(graph, rows(shape, classes, 64, 5).x.numpy(), last)
+    return program, blob.compile(graph, parts, fits=("head",)), graph
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn", "cnn1d-norm", "resnet", "dscnn", "lora-conv", "int8-dscnn", "int8-resnet"]
+)
+def test_a_hostile_blob_is_refused_or_harmless(hostile: Path, name: str, tmp_path: Path) -> None:
+    file = tmp_path / "blob"
+    file.write_bytes(blobs()[name])
+    done = subprocess.run([hostile, str(file), "4000", "77"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[:3000]
+    refused, ran = map(int, done.stdout.split())
+    assert refused > 1000
+    assert ran > 100
+
+
+def test_power_may_fail_at_any_write(tmp_path: Path) -> None:
+    lib = ctypes.CDLL(str(built(tmp_path, "power", "-shared", "-fPIC")))
+    old, new = (data for data in (blobs()["mlp"], blobs()["cnn"]))
+    lib.power_fresh()
+    assert lib.power_update(old, len(old), 10**6, 0) > 0
+    things = lib.power_update(new, len(new), 10**6, 0)
+    assert things > 10
+    assert lib.power_found(new, len(new)) == 1
+    for until in range(things):
+        for quarters in range(4):
+            lib.power_fresh()
+            lib.power_update(old, len(old), 10**6, 0)
+            assert lib.power_update(new, len(new), until, quarters) == -1
+            assert lib.power_found(old, len(old)) == 1, (until, quarters)
+            # It may fail again, and the one after that comes through.
+            assert lib.power_update(new, len(new), until // 2, quarters) == -1
+            assert lib.power_found(old, len(old)) == 1
+            assert lib.power_update(new, len(new), 10**6, 0) > 0
+            assert lib.power_found(new, len(new)) == 1
