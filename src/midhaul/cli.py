@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     gives.add_argument("--shape", default="", metavar="6,128", help="shape of one example")
     gives.add_argument("--classes", type=int, default=0, help="number of classes")
     gives.add_argument("--norm", default="fold", help="batch norm: fold it into other layers, or group norm instead")
+    gives.add_argument("--device", type=int, default=None, help="a run's device, whose own tensors to take")
     files = command("data", _data, "List the data sets, or check their files.")
     files.add_argument("what", choices=("list", "check"))
     files.add_argument("names", nargs="*", help="data sets to check; all if none is named")
@@ -198,6 +199,7 @@ def _export(chosen: argparse.Namespace) -> None:
         shape=tuple(_whole_numbers(chosen.shape, "--shape")),
         classes=chosen.classes,
         norm=chosen.norm,
+        device=chosen.device,
     )
     if chosen.json:
         print(json.dumps(made.to_table(), indent=2))

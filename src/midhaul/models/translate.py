@@ -10,6 +10,7 @@ import copy
 import math
 import re
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
@@ -74,8 +75,9 @@ def translate(
     *,
     fold: bool = True,
     trained: Collection[str] = (),
+    upto: str = "",
 ) -> Net:
-    """Gives the net that computes what a module computes in evaluation.
+    """Gives the net that computes what a module computes in evaluation, or what its layer or block `upto` gives.
 
     `tree` holds tensors that take the place of the module's own. A batch norm is folded, with its statistics, into the
     layer before it, or becomes a depthwise layer with a kernel of 1. With `fold` off any batch norm is refused, and
@@ -88,7 +90,7 @@ def translate(
     """
     if isinstance(module, HasNet):
         return module.device_net(tree)
-    reader = _Reader(module, input_shape, tree or {}, fold, frozenset(trained))
+    reader = _Reader(module, input_shape, tree or {}, fold, frozenset(trained), upto)
     reader.read()
     return _Polish(reader).net()
 
@@ -118,6 +120,11 @@ class _Norm:
     shift: npt.NDArray[np.float64]
 
 
+# What was exported of a module, while it lives: for each input shape its graph, its layers' kinds, adapters and names.
+_Export = tuple[fx.Graph, dict[str, str], dict[str, LoRALinear | LoRAConv1x1], dict[str, str]]
+_EXPORTED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], _Export]] = weakref.WeakKeyDictionary()
+
+
 @dataclass
 class _Reader:
     module: nn.Module
@@ -125,6 +132,9 @@ class _Reader:
     tree: Tree
     fold: bool
     trained: frozenset[str]
+    upto: str = ""
+    kinds: dict[str, str] = field(default_factory=dict)  # of all modules, by name
+    adapters: dict[str, LoRALinear | LoRAConv1x1] = field(default_factory=dict)
     values: list[Value] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
     norms: dict[int, _Norm] = field(default_factory=dict)  # by the place of their layer
@@ -135,7 +145,8 @@ class _Reader:
     end: int = 0
 
     def read(self) -> None:
-        graph = self._exported()
+        graph = self._graph()
+        last = self._last(graph) if self.upto else None
         for node in graph.nodes:
             if node.op == "placeholder":
                 if node.name not in self.names:
@@ -144,8 +155,39 @@ class _Reader:
                 self._output(node)
             elif node.op == "call_function" and node.users:
                 self._call(node)
+            if last is not None and node is last:
+                self.end = self._plain(last, self.refs[last]).value
+                break
         if not self.layers:
             raise ModelError(f"{type(self.module).__name__} has no layers for a device to run; give it one")
+
+    def _last(self, graph: fx.Graph) -> fx.Node:
+        """Gives the last node that belongs to the layer or block `upto`."""
+        inside = [
+            node
+            for node in graph.nodes
+            if node.op == "call_function" and node.users and f"{self._owner(node)[0]}.".startswith(f"{self.upto}.")
+        ]
+        if not inside:
+            raise ModelError(f"{type(self.module).__name__} computes nothing in a layer {self.upto!r}")
+        return cast(fx.Node, inside[-1])
+
+    def _graph(self) -> fx.Graph:
+        """Gives the exported graph, made once for a module: its tensors' values aren't in it."""
+        made = _EXPORTED.setdefault(self.module, {})
+        if self.input_shape not in made:
+            graph = self._exported()
+            made[self.input_shape] = (graph, self.kinds, self.adapters, self.names)
+        graph, self.kinds, self.adapters, self.names = made[self.input_shape]
+        self.held: dict[str, torch.Tensor] = {
+            **{name: value.detach() for name, value in self.module.named_parameters(remove_duplicate=False)},
+            **{name: value.detach() for name, value in self.module.named_buffers(remove_duplicate=False)},
+        }
+        for name, value in self.tree.items():
+            if name not in self.held or self.held[name].shape != value.shape:
+                raise ModelError(f"{type(self.module).__name__} has no tensor {name!r} of shape {tuple(value.shape)}")
+            self.held[name] = value.detach()
+        return graph
 
     def _exported(self) -> fx.Graph:
         owner = copy.deepcopy(self.module).eval()
@@ -175,14 +217,6 @@ class _Reader:
             **signature.inputs_to_buffers,
             **signature.inputs_to_lifted_tensor_constants,
         }
-        self.held: dict[str, torch.Tensor] = {
-            **{name: value.detach() for name, value in self.module.named_parameters(remove_duplicate=False)},
-            **{name: value.detach() for name, value in self.module.named_buffers(remove_duplicate=False)},
-        }
-        for name, value in self.tree.items():
-            if name not in self.held or self.held[name].shape != value.shape:
-                raise ModelError(f"{type(self.module).__name__} has no tensor {name!r} of shape {tuple(value.shape)}")
-            self.held[name] = value.detach()
         return cast(fx.Graph, program.graph)
 
     def _call(self, node: fx.Node) -> None:
@@ -589,7 +623,7 @@ class _Polish:
 
 
 def _refusal(name: str, what: str, advice: str) -> ModelError:
-    return ModelError(f"the layer {name!r} is a {what}, which a device can't run; {advice}")
+    return ModelError(f"a device can't run the layer {name!r} ({what}); {advice}")
 
 
 def _bare(layer: LoRALinear | LoRAConv1x1) -> nn.Module:
