@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import random
 import re
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ from torch import Tensor, nn
 
 from midhaul import ops, rng, tree
 from midhaul.devices import blob, toolchain
+from midhaul.devices.blob import Blob
 from midhaul.link import frame, refusal
 from midhaul.link.frame import Frame
 from midhaul.link.packet import PacketLink
 from midhaul.message import ROW_KINDS, Message, Op, Reply
 from midhaul.models import mlperf, slices, tiny
 from midhaul.models.adapters import add_lora
-from midhaul.models.quantise import quantise
+from midhaul.models.quantise import integers, quantise
 from midhaul.models.translate import translate
 from midhaul.net import Kind, Net
 from midhaul.ops import State
@@ -49,7 +52,11 @@ def signed(word: int) -> int:
 
 @pytest.fixture(scope="session")
 def library() -> ctypes.CDLL:
-    lib = ctypes.CDLL(str(toolchain.host_library(strict=True)))
+    return opened(toolchain.host_library(strict=True))
+
+
+def opened(path: Path) -> ctypes.CDLL:
+    lib = ctypes.CDLL(str(path))
     lib.mh_host_open.restype = ctypes.c_void_p
     lib.mh_host_open.argtypes = [ctypes.c_uint32] * 3 + [ctypes.c_char_p, ctypes.c_uint64]
     lib.mh_host_exchange.argtypes = [
@@ -518,3 +525,266 @@ def test_power_may_fail_at_any_write(tmp_path: Path) -> None:
             assert lib.power_found(old, len(old)) == 1
             assert lib.power_update(new, len(new), 10**6, 0) > 0
             assert lib.power_found(new, len(new)) == 1
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_int8_layers_give_the_features_of_their_twin(library: ctypes.CDLL, name: str) -> None:
+    program, made, graph = int8(name)
+    classes = graph.values[graph.output].elements
+    data = rows(program.input_shape, classes, 12, 1)
+    device = Device(library, names=tuple(program.initial))
+    device.hello()
+    device.upload(made.data)
+    device.push(Local(data, rows(program.input_shape, classes, 5, 2), rows(program.input_shape, classes, 0, 3)))
+    assert made.stored > 0
+    assert device.ask(Op.STATS).metrics["store_used"] == 17 * made.row_bytes
+    last = next(layer for layer in graph.layers if layer.kind == Kind.DEQUANTISE)
+    source = graph.values[last.inputs[0]]
+    found = integers(graph, data.x.numpy())[last.inputs[0]].astype(np.float32)
+    features = torch.from_numpy((found - source.zero_point) * np.float32(source.scale)).permute(0, 3, 1, 2).flatten(1)
+    head = {part.rpartition(".")[2]: value for part, value in program.initial.items() if part.startswith("head.")}
+    want = features @ head["weight"].T + head["bias"]
+    close(device.ask(Op.PREDICT, {"rows": "train"}).tree["logits"], want, "stored")
+    close(device.ask(Op.PREDICT, {}, {"x": data.x}).tree["logits"], want, "sent")
+    # The head learns on the stored features what torch's head learns on them.
+    layer = nn.Linear(*reversed(head["weight"].shape))
+    twin = Program(layer, (features.shape[1],))
+    state = State(Local(Examples(features, data.y), *(Examples(features[:0], data.y[:0]),) * 2), tree=dict(head))
+    settings = {"lr": 0.1, "batch": 5, "epochs": 3, "train": "whole", "send": "whole"}
+    _, learnt = ops.run(twin, state, Message(Op.FIT, settings=settings), rng.key(SEED, 1, 0, Use.BATCH))
+    got = device.ask(Op.FIT, {**settings, "train": "head", "send": "head"}, {}, 1)
+    for part, value in learnt.tree.items():
+        close(got.tree[f"head.{part}"], value, part)
+    device.close()
+
+
+def test_a_borrowed_tensor_is_refused(library: ctypes.CDLL) -> None:
+    pair = Pair(library, "mlp", 5, fits=("whole", "head"))
+    device, whole = pair.device, dict(pair.program.initial)
+    device.ask(Op.EVALUATE, {}, whole)
+    for op, settings in (
+        (Op.EVALUATE, {}),
+        (Op.PREDICT, {}),
+        (Op.FORWARD, {}),
+        (Op.READ, {"send": "whole"}),
+        (Op.FIT, FIT),
+        (Op.ADAPT, FIT),
+    ):
+        assert device.refused(op, settings) == "BORROWED", op
+    assert "error" not in device.ask(Op.EVALUATE, {}, whole).metrics
+    head = {name: value for name, value in whole.items() if name.startswith("head")}
+    device.ask(Op.LOAD, {}, head)
+    assert set(device.ask(Op.READ, {"send": "head"}).tree) == set(head)
+    assert device.refused(Op.READ, {"send": "whole"}) == "BORROWED"
+    device.ask(Op.LOAD, {}, {name: value for name, value in whole.items() if name not in head})
+    # Trained and sent away: the device keeps no copy. Trained and kept: it has its own.
+    device.ask(Op.FIT, {**FIT, "train": "head", "send": "head"})
+    assert device.refused(Op.EVALUATE) == "BORROWED"
+    device.ask(Op.LOAD, {}, head)
+    device.ask(Op.FIT, {**FIT, "train": "head", "send": "none"}, head)
+    assert "error" not in device.ask(Op.EVALUATE).metrics
+    device.close()
+
+
+def test_what_a_device_refuses(library: ctypes.CDLL) -> None:
+    pair = Pair(library, "mlp", 5, fits=("whole",), splits=("front",))
+    device, whole = pair.device, dict(pair.program.initial)
+    name = pair.blob.trained[0]
+    refused = [
+        (Op.FIT, {**FIT, "train": "tail"}, {}, "SLICE"),
+        (Op.FIT, {**FIT, "send": "tail"}, {}, "SLICE"),
+        (Op.FIT, {**FIT, "train": "front"}, {}, "SLICE"),
+        (Op.READ, {"send": "tail"}, {}, "SLICE"),
+        (Op.FIT, {"train": "whole"}, {}, "SETTING"),
+        (Op.FIT, {**FIT, "batch": -1}, {}, "SETTING"),
+        (Op.FIT, {**FIT, "batch": 4.0}, {}, "SETTING"),
+        (Op.FIT, {**FIT, "loss": "hinge"}, {}, "SETTING"),
+        (Op.FIT, {**FIT, "lr": 1e39}, {}, "SETTING"),
+        (Op.FIT, {**FIT, "lr": "much"}, {}, "SETTING"),
+        (Op.FIT, {**FIT, "temperature": 0.0}, {}, "SETTING"),
+        (Op.FIT, FIT, {"logits": torch.zeros(4, 4)}, "SHAPE"),
+        (Op.FIT, FIT, {"logits": torch.zeros(5, 3)}, "SHAPE"),
+        (Op.FIT, {**FIT, "lr": 1e30}, {}, "DIVERGED"),
+        (Op.LOAD, {}, {name: torch.zeros(2, 2)}, "SHAPE"),
+        (Op.LOAD, {}, {name: whole[name].to(torch.int8)}, "SHAPE"),
+        (Op.LOAD, {}, {"nobody": torch.zeros(2)}, "TENSOR"),
+        (Op.EVALUATE, {}, {"z": torch.zeros(2, 2)}, "TENSOR"),
+        (Op.BACKWARD, {"lr": 0.1}, {"g": torch.zeros(5, 4)}, "BATCH"),
+        (Op.PREDICT, {}, {"x": torch.zeros(2, 7)}, "SHAPE"),
+        (Op.PUSH, {"rows": "train", "step": 0}, {"x": torch.zeros(2, 7), "y": torch.zeros(2).long()}, "SHAPE"),
+        (Op.PUSH, {"rows": "train", "step": 0}, {"x": torch.zeros(2, 8), "y": torch.zeros(3).long()}, "SHAPE"),
+        (Op.PUSH, {"rows": "train", "step": 0}, {"x": torch.zeros(2, 8), "y": torch.full((2,), 4)}, "LABEL"),
+        (Op.PUSH, {"step": 0}, {"x": torch.zeros(2, 8), "y": torch.zeros(2).long()}, "SETTING"),
+    ]
+    for op, settings, values, why in refused:
+        device.ask(Op.LOAD, {}, whole)
+        device.names = (*whole, "nobody")
+        assert device.refused(op, settings, values) == why, (op, settings)
+    device.ask(Op.LOAD, {}, whole)
+    device.push(pair.local)
+    pair.both(Op.FORWARD, {"batch": 2})
+    assert device.refused(Op.BACKWARD, {"lr": 0.1}, {"g": torch.zeros(3, 4)}) == "SHAPE"
+    assert device.refused(Op.BACKWARD, {"lr": 0.1}, {"h": torch.zeros(2, 4)}) == "TENSOR"
+    assert device.refused(Op.BACKWARD, {}, {"g": torch.zeros(2, 4)}) == "SETTING"
+    pair.both(Op.BACKWARD, {"lr": 0.1}, {"g": torch.ones(2, 4)})
+    pair.weights()
+    assert device.ask(Op.STATS).metrics["frames_refused"] == len(refused) + 3
+    device.close()
+
+
+def test_without_velocities_and_starting_values(library: ctypes.CDLL) -> None:
+    pair = Pair(library, "mlp", 5)
+    device = Device(library, names=tuple(pair.program.initial))
+    graph = translate(pair.program.module, (8,), pair.program.initial, trained=pair.program.names("whole"))
+    parts = {"whole": pair.program.names("whole")}
+    device.upload(blob.compile(graph, parts, fits=("whole",)).data)
+    device.push(pair.local)
+    assert device.refused(Op.FIT, {**FIT, "momentum": 0.5}) == "MOMENTUM"
+    assert device.refused(Op.FIT, {**FIT, "clip": 0.5}) == "START"
+    assert device.refused(Op.FIT, {**FIT, "proximal_mu": 0.5}) == "START"
+    assert "error" not in device.ask(Op.ADAPT, FIT).metrics
+    assert device.refused(Op.EVALUATE) == "BORROWED"  # nothing was kept that could be put back
+    device.close()
+    pair.device.close()
+
+
+def test_an_empty_device_says_so(library: ctypes.CDLL) -> None:
+    device = Device(library)
+    found = device.hello()
+    assert found["model_id"] == 0.0
+    assert found["num_params"] == 0.0
+    assert (found["arena_bytes"], found["slot_bytes"], found["store_bytes"]) == (1 << 20, 1 << 19, 1 << 21)
+    for op in (Op.LOAD, Op.READ, Op.FIT, Op.ADAPT, Op.FORWARD, Op.BACKWARD, Op.EVALUATE, Op.PREDICT, Op.PUSH):
+        assert device.refused(op) == "MODEL"
+    device.close()
+
+
+def test_a_frame_that_is_not_whole(library: ctypes.CDLL) -> None:
+    pair = Pair(library, "mlp", 5)
+    data = frame.pack(Frame(Op.EVALUATE, False, 0, 4, {"rows": "test"}, dict(pair.program.initial)))
+    own = random.Random(3)
+    for _ in range(60):
+        bad = bytearray(data)
+        if own.random() < 0.5:
+            bad[own.randrange(len(bad))] ^= 1 << own.randrange(8)
+        else:
+            bad = bad[: own.randrange(1, len(bad))]
+        (reply,) = pair.device.answers(bytes(bad))
+        assert set(reply.metrics) == {"error"}
+    pair.both(Op.EVALUATE, {"rows": "test"}, dict(pair.program.initial))
+    pair.device.close()
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_a_blob_over_the_link(library: ctypes.CDLL, key: bytes | None) -> None:
+    first, second = blobs()["mlp"], blobs()["cnn"]
+    device = Device(library, key=key, slot=1 << 15, arena=1 << 15)
+    device.upload(first)
+    one = device.hello()
+    assert one["model_id"] == blob.read(first).header.model_id
+    half = len(second) // 8 * 4
+
+    def part(at: int, until: int, data: bytes = second, total: int = len(second)) -> tuple[Any, Any]:
+        settings = {"what": "blob", "step": at, "rows": total}
+        return settings, {"blob": torch.frombuffer(bytearray(data[at:until]), dtype=torch.uint8)}
+
+    assert device.ask(Op.LOAD, *part(0, half)).metrics == {"rows": float(half)}
+    assert device.refused(Op.LOAD, *part(half + 4, len(second))) == "BLOB_ORDER"
+    assert device.refused(Op.LOAD, *part(half, len(second), total=len(second) + 4)) == "BLOB_ORDER"
+    assert device.ask(Op.LOAD, *part(0, half)).metrics == {"rows": float(half)}
+    assert device.ask(Op.LOAD, *part(half // 8 * 4, half)).metrics == {"rows": float(half)}  # it came again
+    assert device.hello()["model_id"] == one["model_id"]
+    device.restart()
+    assert device.hello()["model_id"] == one["model_id"]
+    assert device.hello()["boots"] != one["boots"]
+    spoilt = second[:-4] + bytes([second[-4] ^ 1]) + second[-3:]
+    assert device.refused(Op.LOAD, *part(0, len(spoilt), spoilt)) == "BLOB_SUM"
+    assert device.hello()["model_id"] == one["model_id"]
+    device.upload(second, 1000)
+    assert device.hello()["model_id"] == blob.read(second).header.model_id
+    device.restart()
+    assert device.hello()["model_id"] == blob.read(second).header.model_id
+    for data in (first, second, first):
+        device.upload(data)
+    device.restart()
+    assert device.hello()["model_id"] == one["model_id"]
+    assert device.refused(Op.LOAD, *part(0, 400, total=1 << 15)) == "BLOB_SIZE"
+    device.close()
+    small = Device(library, key=key, arena=1024)
+    assert small.refused(Op.LOAD, *part(0, len(second))) == "ARENA"
+    small.close()
+
+
+def test_a_blob_for_another_core_is_refused(library: ctypes.CDLL) -> None:
+    program, made, graph = int8("dscnn")
+    other = blob.compile(graph, {"head": program.names("head")}, fits=("head",), packing=1).data
+    device = Device(library)
+    values = {"blob": torch.frombuffer(bytearray(other), dtype=torch.uint8)}
+    assert device.refused(Op.LOAD, {"what": "blob", "step": 0, "rows": len(other)}, values) == "PACKING"
+    device.upload(made.data)
+    device.close()
+
+
+def test_rows_come_in_order_and_fit(library: ctypes.CDLL) -> None:
+    pair = Pair(library, "mlp", 5, store=20 * 36 + 30)
+    device = pair.device
+    found = device.hello()
+    assert [found[f"rows_{name}"] for name in ("train", "test", "adapt")] == [5, 9, 5]
+    more = {"x": torch.zeros(1, 8), "y": torch.zeros(1).long()}
+    assert device.refused(Op.PUSH, {"rows": "test", "step": 1}, more) == "STORE_ORDER"
+    assert device.ask(Op.PUSH, {"rows": "adapt", "step": 1}, more).metrics == {"rows": 6.0}
+    assert device.refused(Op.PUSH, {"rows": "adapt", "step": 2}, more) == "STORE_FULL"
+    assert device.ask(Op.PUSH, {"rows": "test", "step": 0}, more).metrics == {"rows": 1.0}
+    found = device.hello()
+    assert [found[f"rows_{name}"] for name in ("train", "test", "adapt")] == [5, 1, 0]
+    pair.both(Op.READ, {"what": "examples"})
+    device.push(pair.local)
+    pair.both(Op.READ, {"what": "test"})
+    device.close()
+
+
+def test_the_arena_that_an_op_takes(library: ctypes.CDLL) -> None:
+    pair = Pair(library, "cnn", 8, fits=("whole",))
+    device = pair.device
+    device.ask(Op.STATS)
+    device.ask(Op.EVALUATE)
+    plans = {(p.kind, p.slice): p.arena_bytes for p in blob.read(pair.blob.data).plans}
+    infer, train = plans[0, ""], plans[1, "whole"]
+    peak = device.ask(Op.STATS).metrics["arena_peak"]
+    assert infer - 16 < peak <= infer
+    device.ask(Op.FIT, FIT)
+    peak = device.ask(Op.STATS).metrics["arena_peak"]
+    assert train - 16 < peak <= train + 2 * 8 + 16
+    device.close()
+    tight = Pair(library, "cnn", 8, fits=("whole",), arena=(train + 16))
+    assert "error" not in tight.device.ask(Op.FIT, {**FIT, "send": "none"}).metrics
+    soft = {"logits": torch.zeros(8, 5)}
+    assert tight.device.refused(Op.FIT, {**FIT, "send": "none"}, soft) == "ARENA"
+    tight.device.close()
+
+
+def test_names_on_the_wire_are_those_of_python() -> None:
+    text = (DEVICE / "src" / "mh_inner.h").read_text()
+    found = {name.lower(): int(value, 16) for name, value in re.findall(r"MH_ID_(\w+) (0x\w+)u", text)}
+    assert found == {name: zlib.crc32(name.encode()) for name in found}
+    assert set(METRICS) | set(ROW_KINDS) | {"blob"} == set(found)
+    assert sorted(CODES.values()) == list(range(1, len(refusal.SENTENCES)))
+
+
+def test_a_build_that_only_infers_has_no_training(tmp_path: Path) -> None:
+    libraries = []
+    for number, flags in enumerate([(), ("-DMH_INFER_ONLY",)]):
+        out = tmp_path / f"device{number}.so"
+        sources = map(str, (DEVICE / "port" / "host.c", *sorted((DEVICE / "src").glob("*.c"))))
+        include = [f"-I{DEVICE / 'include'}", f"-I{DEVICE / 'src'}", "-ffunction-sections", "-Wl,--gc-sections"]
+        command = [*toolchain.host_compiler().command, "-std=c99", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+        subprocess.run([*command, *flags, *include, *sources, "-o", str(out)], check=True, timeout=300)
+        libraries.append(opened(out))
+    pair = Pair(libraries[1], "cnn1d", 5)
+    for op in (Op.FIT, Op.ADAPT, Op.BACKWARD):
+        assert pair.device.refused(op, FIT) == "TRAINING"
+    pair.both(Op.EVALUATE)
+    pair.both(Op.FORWARD, {"batch": 2, "step": 1})
+    assert not hasattr(libraries[1], "mh_model_backward")
+    assert hasattr(libraries[0], "mh_model_backward")
+    pair.device.close()
