@@ -7,6 +7,7 @@
 #define MH_CONFIG_MAGIC 0x3143484du /* "MHC1" */
 #define MH_CONFIG_HAS_KEY 1u
 #define MH_CONFIG_FRESH 2u /* an emulated device whose flash is new: it is erased at the start */
+#define MH_CONFIG_ELAPSED 4u /* the emulator counts instructions and SYS_ELAPSED gives them */
 
 /* Written into the finished image for each device, by toolchain.Image.provisioned. */
 typedef struct {

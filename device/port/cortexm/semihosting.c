@@ -78,7 +78,9 @@ static uint32_t mh_ticks(void *self)
     if (mh_image_config.ticks_at != 0) {
         return *(volatile uint32_t *)(uintptr_t)mh_image_config.ticks_at;
     }
-    mh_semihost(MH_SYS_ELAPSED, block);
+    if ((mh_image_config.flags & MH_CONFIG_ELAPSED) != 0) {
+        mh_semihost(MH_SYS_ELAPSED, block);
+    }
     return block[0];
 }
 

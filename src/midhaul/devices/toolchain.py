@@ -46,7 +46,7 @@ _ZIG_BARE = (
     "-fno-stack-protector",
 )
 _CONFIG = struct.Struct("<IIII32s")
-_CONFIG_MAGIC, _HAS_KEY, _FRESH = 0x3143484D, 1, 2
+_CONFIG_MAGIC, _HAS_KEY, _FRESH, _ELAPSED = 0x3143484D, 1, 2, 4
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ class Image:
     """Firmware for one board.
 
     Units: all sizes are bytes. `flash` has code (text and constants), data (what .data is filled from), slots (both)
-    and store; `ram` has stack, data, bss and arena; `parts` has the code and constants of each source file, by its name,
-    and `(compiler)` for what comes from the compiler or has no symbol. `packing` is the one of int8 weights that it wants.
+    and store; `ram` has stack, data, bss and arena; `parts` has the code and constants of each source file, and
+    `(compiler)` for what comes from the compiler or has no symbol. `packing` is that of the int8 weights it wants.
     """
 
     board: str
@@ -191,11 +191,21 @@ class Image:
         """The address of each symbol."""
         return {symbol.name: symbol.address for symbol in self.elf.symbols if symbol.section and symbol.name}
 
-    def provisioned(self, key: bytes | None, *, seed: int = 1, ticks_at: int = 0, fresh: bool = True) -> bytes:
+    def provisioned(
+        self,
+        key: bytes | None,
+        *,
+        seed: int = 1,
+        ticks_at: int = 0,
+        fresh: bool = True,
+        elapsed: bool = False,
+    ) -> bytes:
         """Gives the ELF file with a device's key and settings in it, for one device alone.
 
         `key` is 32 bytes, or None for a device that speaks unsealed; `fresh` has an emulated device erase its flash at
-        the start. Raises: ConfigError for a key of another length.
+        the start; ticks are read at the address `ticks_at`, or asked of the emulator where `elapsed`.
+
+        Raises: ConfigError for a key of another length.
         """
         if key is not None and len(key) != 32:
             raise ConfigError(f"a device's key is 32 bytes; this one has {len(key)}")
@@ -204,7 +214,7 @@ class Image:
         at = image.offset_of(image.address("mh_image_config"))
         if struct.unpack_from("<I", data, at)[0] != _CONFIG_MAGIC:
             raise EngineError(f"{self.path} has no settings of a device where they should be; build it again")
-        flags = (0 if key is None else _HAS_KEY) | (_FRESH if fresh else 0)
+        flags = (0 if key is None else _HAS_KEY) | (_FRESH if fresh else 0) | (_ELAPSED if elapsed else 0)
         _CONFIG.pack_into(data, at, _CONFIG_MAGIC, flags, ticks_at, seed & 0xFFFFFFFF, key or bytes(32))
         return bytes(data)
 
@@ -598,3 +608,15 @@ def host_program(
     main = sources() / "port" / "posix.c"
     checks = "address,undefined" if sanitize else ""
     return _host_build(firmware, main, checks, False, strict, compiler or host_compiler())
+
+
+def counter_library() -> Path:
+    """Gives the shared library of port/count.c, which counts the instructions of an emulated core."""
+    compiler = host_compiler()
+    flags = [*_host_flags(compiler, ""), "-fPIC"]
+    objects = _objects(compiler, flags, [sources() / "port" / "count.c"], [sources() / "include"])
+
+    def make(folder: Path) -> None:
+        _run([*compiler.command, *flags, "-shared", *map(str, objects), "-o", str(folder / "mh_count.so")], "mh_count")
+
+    return _cached(_digest("count", compiler.version, *flags, *(str(path) for path in objects)), make) / "mh_count.so"
