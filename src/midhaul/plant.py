@@ -35,6 +35,7 @@ from midhaul.runtime import firmware
 from midhaul.runtime.blobs import DeviceBlobs
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.loop import Loop
+from midhaul.runtime.places import places
 from midhaul.runtime.stacked import Stacked
 from midhaul.schemes import SCHEMES
 from midhaul.server import Progress
@@ -206,8 +207,6 @@ def _parts(
 
 def _firmware(kit: Kit, scheme: Scheme, program: Program, population: Population, board: Board) -> Firmware:
     """Gives the engine whose first devices are where run.devices says."""
-    from midhaul.runtime.places import places
-
     config = kit.config
     run = config.run
     found = places(run.devices, board, seed=run.seed, keys=run.keys)

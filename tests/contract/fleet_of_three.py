@@ -10,9 +10,13 @@ from torch import nn
 
 from midhaul import rng
 from midhaul.config import Config
+from midhaul.devices import profiles
 from midhaul.kit import Kit, Scheme
 from midhaul.program import Examples, Population, Program
+from midhaul.runtime.blobs import DeviceBlobs
+from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.loop import Loop
+from midhaul.runtime.places import places
 from midhaul.runtime.stacked import Stacked
 
 SIZES = (1, 7, 200)
@@ -85,3 +89,12 @@ def setting(scheme: Scheme, *, own_test: bool = False, **changes: object) -> tup
 
 def engine(name: str, program: Program, population: Population) -> Loop | Stacked:
     return Loop(program, population) if name == "loop" else Stacked(program, population)
+
+
+def firmware(addresses: str, scheme: Scheme, kit: Kit, program: Program, population: Population) -> Firmware:
+    """Gives the engine whose devices run the C runtime at these addresses."""
+    work = [(work.op, work.train) for work in scheme.work(kit.cfg)]
+    keeps_start = kit.config.privacy.clip > 0.0 or scheme.name == "fedprox"
+    blobs = DeviceBlobs(program, work, momentum=kit.cfg.momentum > 0.0, keeps_start=keeps_start)
+    found = places(addresses, profiles.get("stm32l4"), seed=0)
+    return Firmware(program, population, blobs, found, seed=0, deadline_s=60.0)

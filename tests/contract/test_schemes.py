@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from midhaul import rng, tree
+from midhaul import rng, train, tree
+from midhaul.config import Config
 from midhaul.devices import profiles
 from midhaul.link import radio
 from midhaul.message import Replies
@@ -18,13 +19,16 @@ from midhaul.models import slices
 from midhaul.models.adapters import add_lora
 from midhaul.models.prepare import prepare
 from midhaul.program import Program
+from midhaul.runtime.firmware import Firmware
+from midhaul.runtime.loop import Loop
 from midhaul.runtime.over_link import Ledger, OverLink
+from midhaul.runtime.stacked import Stacked
 from midhaul.schemes import SCHEMES
 from midhaul.server import Server
 from midhaul.tree import Tree
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fleet_of_three import Tiny, engine, setting
+from fleet_of_three import Tiny, engine, firmware, setting
 
 ROUNDS = 5
 
@@ -33,14 +37,36 @@ def trained(name: str, on: str, *, own_test: bool = False, **changes: object) ->
     """Runs a scheme over a link for five rounds; gives the server, what devices hold, the test, and the ledger."""
     scheme = SCHEMES[name]
     kit, program, population = setting(scheme, own_test=own_test, **changes)
-    inner, ledger = engine(on, program, population), Ledger()
-    board = profiles.get("stm32l4")
+    inner: Loop | Stacked | Firmware
+    inner = firmware(on, scheme, kit, program, population) if ":" in on else engine(on, program, population)
+    ledger, board = Ledger(), profiles.get("stm32l4")
     fleet = OverLink(inner, program, board, radio.get("ble"), loss=0.0, retries=0, ledger=ledger)
     server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
     for number in range(1, ROUNDS + 1):
         server, metrics = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
         assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values())
-    return server, device_trees(inner), scheme.evaluate(server, inner, kit, rng.Key(0, ROUNDS, rng.SERVER, 0)), ledger
+    tested = scheme.evaluate(server, inner, kit, rng.Key(0, ROUNDS, rng.SERVER, 0))
+    held = device_trees(inner)
+    if isinstance(inner, Firmware):
+        assert {event["what"] for event in inner.events} == {"connected"}
+        inner.close()
+    return server, held, tested, ledger
+
+
+SMALL = {
+    "data_num_devices": 2, "data_partition": "iid", "data_public": 0.2, "data_max_rows": 20, "data_test": "shared",
+    "tiny_options": {"hidden": [8]}, "large_model": "mlp_large", "large_options": {"hidden": 16, "depth": 1},
+    "large_epochs": 1, "scheme_distill_epochs": 1, "scheme_lr": 0.1, "scheme_momentum": 0.5, "run_rounds": 2,
+    "run_engine": "firmware",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["federated_transfer", "federated_split"])
+def test_a_cortex_m_gives_the_bits_of_this_machine(name: str) -> None:
+    config = Config().replace(**SMALL, scheme_name=name)
+    ends = [train.run(config.replace(run_devices=devices)).summary for devices in ("host:*2", "unicorn:cortex-m4*2")]
+    assert ends[0]["model_sha256"] == ends[1]["model_sha256"]
+    assert ends[0]["accuracy_per_device"] == ends[1]["accuracy_per_device"]
 
 
 def device_trees(fleet: object) -> Tree:
@@ -61,8 +87,19 @@ def device_trees(fleet: object) -> Tree:
 @pytest.mark.parametrize("own_test", [False, True], ids=["new devices", "own rows"])
 @pytest.mark.parametrize("name", SCHEMES)
 def test_loop_and_stacked_agree(name: str, own_test: bool) -> None:
+    agree(name, "stacked", own_test)
+
+
+@pytest.mark.parametrize("own_test", [False, True], ids=["new devices", "own rows"])
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name != "split_u"])
+def test_loop_and_the_c_runtime_agree(name: str, own_test: bool) -> None:
+    """The U shape has a tail behind the server, which devices on firmware don't have."""
+    agree(name, "host:*3", own_test)
+
+
+def agree(name: str, on: str, own_test: bool) -> None:
     slow, slow_devices, slow_test, slow_ledger = trained(name, "loop", own_test=own_test)
-    fast, fast_devices, fast_test, fast_ledger = trained(name, "stacked", own_test=own_test)
+    fast, fast_devices, fast_test, fast_ledger = trained(name, on, own_test=own_test)
     assert tree.largest_difference(slow.tree, fast.tree) < 1e-5
     assert tree.largest_difference(slow.large, fast.large) < 1e-5
     assert tree.largest_difference(slow_devices, fast_devices) < 1e-5

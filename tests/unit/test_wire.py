@@ -1,0 +1,147 @@
+"""Frames over a line that loses, repeats and damages bytes, to machines that restart and go away: C devices here."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from midhaul import rng, tree
+from midhaul.devices import machines, profiles
+from midhaul.errors import ConfigError
+from midhaul.runtime.blobs import DeviceBlobs
+from midhaul.runtime.firmware import Firmware
+from midhaul.runtime.loop import Loop
+from midhaul.runtime.places import derived_key, places, read_keys
+from midhaul.runtime.remote import Place
+from midhaul.runtime.wire import PacketWire
+from midhaul.schemes import SCHEMES
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
+from fleet_of_three import setting
+
+BOARD = profiles.get("stm32l4")
+
+
+class Faulty:
+    """A machine whose line does something wrong at the n-th message that is written to it."""
+
+    def __init__(self, inner: machines.Machine, faults: dict[int, str]) -> None:
+        self.inner, self.faults = inner, faults
+        self.written, self.now, self.gone, self.name = 0, "", False, inner.name
+
+    @property
+    def is_closed(self) -> bool:
+        return self.inner.is_closed
+
+    def write(self, data: bytes) -> None:
+        self.written += 1
+        self.now = self.faults.get(self.written, "")
+        if self.now == "unplug":
+            self.gone = True
+        if self.gone:
+            raise OSError("the line is dead")
+        if self.now == "reset":
+            self.inner.reset()
+        if self.now == "noise":
+            data = b"\x07\x00\xff\xff" + data[: len(data) // 2] + b"\x00" + data
+        if self.now != "swallow":
+            self.inner.write(data)
+
+    def read(self, deadline_s: float, max_bytes: int = 1 << 16) -> bytes:
+        if self.gone:
+            raise OSError("the line is dead")
+        data = self.inner.read(deadline_s, max_bytes)
+        if self.now == "flip" and data:
+            return data[:20] + bytes([data[20] ^ 4]) + data[21:]
+        return 2 * data if self.now == "twice" else data
+
+    def reset(self) -> None:
+        if self.gone:
+            raise OSError("the line is dead")
+        self.inner.reset()
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def fleet(faults: dict[int, str], deadline_s: float = 0.5) -> tuple[Firmware, Loop, object]:
+    """A federation of three, the last of them behind a faulty line."""
+    scheme = SCHEMES["fedavg"]
+    kit, program, population = setting(scheme, own_test=True)
+    blobs = DeviceBlobs(program, [(work.op, work.train) for work in scheme.work(kit.cfg)], momentum=True)
+
+    def place(number: int) -> Place:
+        key, opened = derived_key(0, number), []
+
+        def open_once() -> Faulty:
+            if opened:
+                raise OSError("nothing is there")
+            opened.append(machines.open_machine("host:", board=BOARD, key=key))
+            return Faulty(opened[0], faults if number == 2 else {})
+
+        return Place("host:", partial(PacketWire, open_once, key))
+
+    engine = Firmware(program, population, blobs, [place(number) for number in range(3)], seed=0, deadline_s=deadline_s)
+    return engine, Loop(program, population), kit
+
+
+FIRST = 5  # the first FIT is the fifth that is written: before it a request for a session, HELLO, the blob, the rows
+
+
+@pytest.mark.parametrize(
+    ("fault", "happens"),
+    [
+        ("noise", []),
+        ("twice", []),
+        ("swallow", [(2, "lost"), (3, "rejoined")]),
+        ("flip", [(2, "lost"), (3, "rejoined")]),
+        ("reset", [(2, "lost"), (3, "reset"), (3, "rejoined")]),
+        ("unplug", [(2, "lost")]),
+    ],
+)
+def test_a_line_that_fails_costs_one_round_at_most(fault: str, happens: list[tuple[int, str]]) -> None:
+    """What is damaged, repeated or unasked for is never taken; what is lost is made up for in the next round."""
+    engine, slow, kit = fleet({FIRST + 1: fault})
+    replies = []
+    for number in (1, 2, 3, 4):
+        message = kit.fit(engine.program.initial, train="whole", send="whole")  # type: ignore[attr-defined]
+        key = rng.Key(0, number, rng.SERVER, 0)
+        replies.append(engine.exchange(message, key=key))
+        expected = slow.exchange(message, key=key, devices=replies[-1].devices)
+        assert tree.largest_difference(replies[-1].tree, expected.tree) < 1e-5
+    engine.close()
+    found = [(event["round"], event["what"]) for event in engine.events if event["what"] != "connected"]
+    assert found == happens
+    others = (0, 1, 2) if fault != "unplug" else (0, 1)
+    assert [reply.devices for reply in replies] == [(0, 1, 2), (0, 1) if happens else (0, 1, 2), others, others]
+
+
+def test_keys_are_read_and_wrong_lines_named(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"# the lab\n\nserial:/dev/ttyACM0 {bytes(range(32)).hex()}\n")
+    assert read_keys(path) == {"serial:/dev/ttyACM0": bytes(range(32))}
+    for line in ("serial:a 00ff", f"serial:a {'zz' * 32}", "00" * 32):
+        path.write_text(f"{line}\n")
+        with pytest.raises(ConfigError, match=r"keys line 1 is not of the form `ADDRESS HEX` with 64 digits"):
+            read_keys(path)
+    path.write_text(f"a {'00' * 32}\na {'11' * 32}\n")
+    with pytest.raises(ConfigError, match="line 2 gives a a second key"):
+        read_keys(path)
+    with pytest.raises(ConfigError, match=r"can't be read .* check run\.keys"):
+        read_keys(tmp_path / "none")
+
+
+def test_each_device_of_a_run_has_its_own_key() -> None:
+    keys = {derived_key(seed, number) for seed in (0, 1) for number in (0, 1)}
+    assert len(keys) == 4
+    assert all(len(key) == 32 for key in keys)
+
+
+def test_a_list_of_addresses_is_places_in_order() -> None:
+    found = places("host:*2,unicorn:cortex-m4", BOARD, seed=0)
+    assert [place.address for place in found] == ["host:", "host:", "unicorn:cortex-m4"]
+    with pytest.raises(ConfigError, match=r"there is no key for serial:/dev/ttyACM0; name in run\.keys"):
+        places("serial:/dev/ttyACM0", BOARD, seed=0)
