@@ -37,7 +37,7 @@ def build(kind: str, core: str, sources: Sequence[Path], out: Path, level: str =
     place = f"-Wl,-Ttext={CODE:#x}" if kind == "gcc" else f"-Wl,--image-base={CODE:#x},--no-gc-sections"
     files = (*sources, DEVICE / "tests" / "head" / "bare.c")
     command = [*compiler.command, *flags, *STRICT, *BARE, "-fno-builtin", "-I", DEVICE / "include", "-o", out, *files]
-    subprocess.run([*command, place, "-Wl,-e,memset", *(["-lgcc"] if kind == "gcc" else [])], check=True)
+    subprocess.run([*command, place, "-Wl,-e,memset", "-lgcc" if kind == "gcc" else "-rtlib=compiler-rt"], check=True)
     return out
 
 
