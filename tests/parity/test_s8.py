@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import s8_cases
 from cortex import DEVICE, STRICT, Machine, build
+from helium import Helium, missing
 from s8_cases import Case
 
 from midhaul.devices.pack import Packing
@@ -112,6 +113,22 @@ def test_dsp_builds_say_so(m4: Machine) -> None:
 @pytest.mark.parametrize("place", range(len(CASES)))
 def test_dsp_kernels_give_the_reference(m4: Machine, place: int) -> None:
     held(m4, made(place), Packing.DSP)
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "zig"])
+def test_mve_kernels_give_the_reference(compiler: str, tmp_path: Path) -> None:
+    if lacks := missing(compiler):
+        pytest.skip(f"this machine has no {lacks}")
+    helium = Helium(compiler, SOURCES, tmp_path)
+    cases = [made(place) for place in range(len(CASES))]
+    calls = [s8_cases.call(case, Packing.MVE) for case in cases]
+    matrices = [case for case in cases if case.layer.kind.name in ("DENSE", "CONV", "DEPTHWISE")]
+    told = [s8_cases.sizes(case, Packing.MVE) for case in matrices]
+    asked = [("mh_packing", []), *((one.name, one.arguments) for one in calls), *(one[:2] for one in told)]
+    assert helium.run(asked)[0][0] == Packing.MVE
+    for case, one in zip(cases, calls, strict=True):
+        assert np.array_equal(one.result(), case.wanted().ravel()), case.layer
+    assert [one[1][-1].tolist() for one in told] == [one[2] for one in told]
 
 
 def floats(rng: np.random.Generator, *shape: int) -> np.ndarray:
