@@ -47,17 +47,19 @@ def stop_after(number: int) -> object:
     return progress
 
 
-@pytest.mark.parametrize("engine", ["loop", "stacked"])
+@pytest.mark.parametrize("engine", ["loop", "stacked", "firmware"])
 @pytest.mark.parametrize("name", ["local", "pooled", "fedadam", "transfer", "fedrep", "split", "federated_split_v1"])
 def test_resumed_equals_uninterrupted_to_the_bit(name: str, engine: str, tmp_path: Path) -> None:
-    settings = config(name, run_engine=engine, large_optimizer="adam")
+    settings = config(name, run_engine=engine, large_optimizer="adam", run_devices="host:*3")
     whole = train.run(settings, tmp_path / "whole").summary
     for number in (1, 2):
         with pytest.raises(Stopped):
             train.run(settings, tmp_path / "cut", resume=number > 1, progress=stop_after(number))  # type: ignore[arg-type]
     resumed = train.run(settings, tmp_path / "cut", resume=True).summary
-    timing = ("wall_seconds", "device_updates_per_s")
+    # A device behind an address is connected anew each time.
+    timing = ("wall_seconds", "device_updates_per_s", "device_events")
     assert {k: v for k, v in resumed.items() if k not in timing} == {k: v for k, v in whole.items() if k not in timing}
+    assert {event["what"] for event in resumed["device_events"]} == ({"connected"} if engine == "firmware" else set())
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
     for path in (tmp_path / "whole" / "model").iterdir():
         assert (tmp_path / "cut" / "model" / path.name).read_bytes() == path.read_bytes()
