@@ -122,7 +122,9 @@ typedef struct {
     uint32_t sent_at;      /* uint8_t [num_params], 1 if it is in the slice */
     uint32_t arena_bytes;  /* persist_bytes included */
     uint32_t steps_at;     /* uint8_t [num_layers]; forward runs layers in order, backward in reverse */
-    uint32_t values_at;    /* uint32_t [num_values]: arena offset of each value, MH_NONE32 if it isn't made */
+    uint32_t values_at;    /* uint32_t [num_values]: arena offset of each value, MH_NONE32 if it isn't made. A STORE plan
+                              whose first layer is MH_QUANTISE has no input and no step there: numbers are quantised as
+                              they come */
     uint32_t grads_at;     /* uint32_t [num_values]: arena offset of each value's gradient, or MH_NONE32 */
     uint32_t sums_at;      /* uint32_t [num_params]: arena offset of the gradient sums, or MH_NONE32 */
     uint32_t scratch_offset;

@@ -54,6 +54,9 @@ const uint8_t *mh_model_sent(const mh_model *m, const mh_plan *p);
 uint16_t mh_model_output(const mh_model *m);
 void *mh_model_value(const mh_model *m, const mh_plan *p, uint16_t value);
 
+/* Whether it has one: the input of a network that begins in int8 doesn't, as its rows are quantised as they come. */
+int mh_model_places(const mh_model *m, const mh_plan *p, uint16_t value);
+
 float *mh_model_weight(const mh_model *m, uint32_t param);
 float *mh_model_velocity(const mh_model *m, uint32_t param); /* NULL if none is kept; so the next */
 float *mh_model_start(const mh_model *m, uint32_t param);

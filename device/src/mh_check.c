@@ -245,9 +245,15 @@ static int plan_is_sound(const view *v, const mh_plan *p) {
     values = (const void *)(v->blob + p->values_at);
     grads = (const void *)(v->blob + p->grads_at);
     sums = (const void *)(v->blob + p->sums_at);
-    if (!lies_in(v, p, values[first], value_bytes(&v->values[first])) ||
-        !lies_in(v, p, values[last], value_bytes(&v->values[last])))
+    if (p->kind == MH_PLAN_STORE && values[first] == MH_NONE32) { /* rows are quantised as they come */
+        const mh_layer *l = &v->layers[0];
+        if (l->kind != MH_QUANTISE || l->in0 != first || steps[0] != 0 ||
+            !lies_in(v, p, values[l->out], value_bytes(&v->values[l->out])))
+            return 0;
+    } else if (!lies_in(v, p, values[first], value_bytes(&v->values[first]))) {
         return 0;
+    }
+    if (!lies_in(v, p, values[last], value_bytes(&v->values[last]))) return 0;
     for (i = 0; i < v->head->num_params; i++)
         if (trained[i] && (p->kind == MH_PLAN_INFER || p->kind == MH_PLAN_STORE ||
                            !lies_in(v, p, sums[i], (uint64_t)4 * v->params[i].elements)))

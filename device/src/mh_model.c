@@ -63,6 +63,10 @@ const uint8_t *mh_model_trained(const mh_model *m, const mh_plan *p) { return m-
 const uint8_t *mh_model_sent(const mh_model *m, const mh_plan *p) { return m->blob + p->sent_at; }
 uint16_t mh_model_output(const mh_model *m) { return m->layers[m->head->num_layers - 1].out; }
 
+int mh_model_places(const mh_model *m, const mh_plan *p, uint16_t value) {
+    return words_at(m, p->values_at)[value] != MH_NONE32;
+}
+
 void *mh_model_value(const mh_model *m, const mh_plan *p, uint16_t value) {
     return m->arena + words_at(m, p->values_at)[value];
 }

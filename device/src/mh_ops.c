@@ -228,14 +228,33 @@ int mh_op_evaluate(mh_device *d, mh_request *q) {
     return error ? error : mh_score(d, q, q->rows < 0 ? MH_TEST : q->rows);
 }
 
-/* Reads one row of x into the first value of the plan that rows go through, and gives where its stored value is then. */
-static int take_row(mh_device *d, mh_request *q, const mh_tensor *t, const mh_plan *store, float *at, void **stored) {
-    if (mh_frame_f32(&q->in, t, at, mh_value_elements(&d->model.values[0]))) return MH_ERROR_FRAME;
-    *stored = at;
-    if (store) {
-        mh_run(d, store);
-        *stored = mh_model_value(&d->model, store, d->model.head->stored_value);
+/* Reads one row of x into the plan's first value; or, where that has no place, into the int8 value that it becomes. */
+static int take_x(mh_device *d, mh_request *q, const mh_tensor *t, const mh_plan *p) {
+    const mh_layer *l = &d->model.layers[0];
+    const mh_value *out = &d->model.values[l->out];
+    uint32_t i, k, part, n = mh_value_elements(&d->model.values[0]), channel = 0, position = 0;
+    int8_t *y = mh_model_value(&d->model, p, l->out);
+    float stage[NUM_STAGED];
+    if (mh_model_places(&d->model, p, 0))
+        return mh_frame_f32(&q->in, t, mh_model_value(&d->model, p, 0), n) ? MH_ERROR_FRAME : MH_OK;
+    for (i = 0; i < n; i += part) {
+        part = n - i < NUM_STAGED ? n - i : NUM_STAGED;
+        if (mh_frame_f32(&q->in, t, stage, part)) return MH_ERROR_FRAME;
+        for (k = 0; k < part; k++) { /* channels first as they come, channels last as they are kept */
+            mh_quantise_f32_s8(stage + k, y + position * out->c + channel, 1, 1, out->scale, out->zero_point, l->qlow,
+                               l->qhigh);
+            if (++position == (uint32_t)out->h * out->w) position = 0, channel++;
+        }
     }
+    return MH_OK;
+}
+
+/* Reads one row of x, and gives where its stored value is then. */
+static int take_row(mh_device *d, mh_request *q, const mh_tensor *t, const mh_plan *p, int is_store, void **stored) {
+    int error = take_x(d, q, t, p);
+    if (error) return error;
+    if (is_store) mh_run(d, p);
+    *stored = mh_model_value(&d->model, p, d->model.head->stored_value);
     return MH_OK;
 }
 
@@ -250,7 +269,6 @@ static int predict_sent(mh_device *d, mh_request *q, const mh_tensor *t, const m
     uint32_t i, room, n = mh_value_elements(&d->model.values[mh_model_output(&d->model)]);
     uint32_t stored_bytes = (d->store.value_bytes + 15) / 16 * 16;
     uint8_t *behind = mh_behind(d, store && store->arena_bytes > p->arena_bytes ? store->arena_bytes : p->arena_bytes, &room);
-    float *x = mh_model_value(&d->model, store ? store : p, 0);
     int error = mh_has_all(d);
     if (error) return error;
     if (d->model.head->stored_value && !store) return MH_ERROR_OP;
@@ -260,7 +278,7 @@ static int predict_sent(mh_device *d, mh_request *q, const mh_tensor *t, const m
     *num = t->shape[0];
     for (i = 0; i < *num; i++) {
         void *stored;
-        error = take_row(d, q, t, store, x, &stored);
+        error = take_row(d, q, t, store ? store : p, store != 0, &stored);
         if (error) return error;
         memcpy(behind, stored, d->store.value_bytes); /* the two plans' places may overlap */
         memcpy(mh_model_value(&d->model, p, d->model.head->stored_value), behind, d->store.value_bytes);
@@ -315,7 +333,7 @@ static int push_x(mh_device *d, mh_request *q, const mh_tensor *t, int set) {
     for (i = 0; error == MH_OK && i < t->shape[0]; i++) {
         if (plan) {
             void *stored;
-            int status = take_row(d, q, t, plan, mh_model_value(&d->model, plan, 0), &stored);
+            int status = take_row(d, q, t, plan, 1, &stored);
             if (status) return status;
             error = mh_store_put(&d->store, set, counted + i, 0, stored, d->store.value_bytes);
             continue;

@@ -171,6 +171,7 @@ def plan(
     """
     if batch < 1 or num_examples < 0:
         raise BudgetError(f"can't budget a batch of {batch} rows and {num_examples} examples; give at least 1 and 0")
+    uncut = module
     if cut:
         module = slices.cut(module, cut, input_shape)[0]
     names = _in_order(module, train)
@@ -180,7 +181,7 @@ def plan(
     runtime = footprint.of(board.core)
     compiled, why = None, "the tail of a U shape isn't run by the device runtime yet"
     if not is_tail:
-        compiled, why = _compiled(module, input_shape, board, op, names, momentum, keeps_start)
+        compiled, why = _compiled(uncut, input_shape, board, op, names, momentum, keeps_start, cut)
     if compiled is None:
         steps = _steps(module, input_shape, op, names, batch, is_tail)
         steps += _persistent(module, names, op, momentum, keeps_start, _end(steps))
@@ -328,10 +329,11 @@ def _compiled(
     names: tuple[str, ...],
     momentum: bool,
     keeps_start: bool,
+    cut: str,
 ) -> tuple[Blob | None, str]:
     """Gives the blob that a device would be given for an op, or none and the reason."""
     try:
-        net = translate(module, input_shape, trained=names)
+        net = translate(module, input_shape, trained=names, upto=cut)
         splits = (_SLICE,) if op in (Op.FORWARD, Op.BACKWARD) else ()
         made = blob.compile(
             net,

@@ -6,7 +6,7 @@ import pytest
 from midhaul.devices import blob, plan
 from midhaul.devices.plan import PlanKind, Step
 from midhaul.errors import ModelError
-from midhaul.net import Kind, Layer, Net, Value
+from midhaul.net import Kind, Layer, Net, Quantised, Value
 
 RNG = np.random.default_rng(0)
 
@@ -146,3 +146,60 @@ def test_what_can_not_be_trained_is_refused() -> None:
         blob.compile(mlp(), {"head": HEAD}, fits=("tail",))
     with pytest.raises(ModelError, match=r"no float tensor 'x\.weight'"):
         blob.compile(mlp(), {"head": ("x.weight",)}, fits=("head",))
+
+
+def int8_pair(channels: int) -> Net:
+    """Two int8 convolutions of 3 x 3 over a map of 8 x 8, all of one size."""
+    shape = (channels, 8, 8)
+    conv = {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
+    count = np.zeros(channels, np.int32)
+    packed = Quantised(np.zeros((channels, channels, 3, 3), np.int8), count, count, count, -128, 127)
+    layers = (
+        Layer(Kind.QUANTISE, "quantise", (0,), 1),
+        Layer(Kind.CONV, "c1", (1,), 2, packed=packed, **conv),
+        Layer(Kind.CONV, "c2", (2,), 3, packed=packed, **conv),
+        Layer(Kind.AVERAGE_POOL, "pool", (3,), 4, kernel=(8, 8), packed=packed),
+        Layer(Kind.DEQUANTISE, "dequantise", (4,), 5),
+        Layer(Kind.DENSE, "head", (5,), 6, weights={"weight": "head.weight"}),
+    )
+    inside = Value(shape, True, 0.1, 0)
+    end = Value((channels, 1, 1), True, 0.1, 0)
+    values = (Value(shape), inside, inside, inside, end, Value(end.shape), Value((3, 1, 1)))
+    return Net(values, layers, weights(head_weight=(3, channels)))
+
+
+def test_an_int8_convolution_writes_over_its_input_where_that_saves_memory() -> None:
+    net = int8_pair(16)
+    kept = plan.resident(net, (), momentum=False, keeps_start=False)
+    one = plan.infer(net, kept, 1, lambda layer, of: 0)
+    # A position is 16 bytes. Before position p of the output is written, with 3 more at once, the input is needed from
+    # the row above on, a position to the left: 9 back. So the output begins 4 + 9 positions before it: 208 bytes.
+    assert [one.values[v] - one.values[3] for v in (2, 1)] == [208, 416]
+    assert one.arena_bytes == 1024 + 416 + 16  # and the mean of the map
+
+
+def test_what_is_written_over_is_never_read_again() -> None:
+    """Plays a convolution's reads and writes, position by position, against the offsets."""
+    net = int8_pair(4)
+    kept = plan.resident(net, (), momentum=False, keeps_start=False)
+    one = plan.infer(net, kept, 1, lambda layer, of: 0)
+    for layer in net.layers[1:3]:
+        source, out = one.values[layer.inputs[0]], one.values[layer.out]
+        for row in range(8):
+            for column in range(8):
+                at = row * 8 + column
+                written = out + 4 * min(at + 4, 64)  # everything below may be gone before this position is read
+                first = (max(0, row - 1) * 8 + max(0, column - 1)) * 4
+                assert out <= source
+                assert written <= max(source + first, source)
+
+
+def test_a_row_is_quantised_as_it_comes_and_kept_in_int8() -> None:
+    found = blob.compile(int8_pair(16), {"head": ("head.weight",)}, fits=())
+    assert found.stored == 1
+    assert found.row_bytes == 1024 + 4
+    storing = next(one for one in found.plans if one.kind == PlanKind.STORE)
+    assert 0 not in storing.values
+    assert set(storing.steps) == {Step(0)}
+    trained = blob.compile(int8_pair(16), {"head": ("head.weight",)}, fits=("head",))
+    assert trained.stored == 5

@@ -94,7 +94,7 @@ def test_split_learning_by_hand() -> None:
 def test_what_the_device_runtime_can_not_run_is_estimated_and_the_budget_says_why() -> None:
     module = nn.Sequential(OrderedDict(fc=nn.Linear(4, 3), act=nn.GELU(), head=nn.Linear(3, 2)))
     found = budget.plan(module, (4,), BOARD, Op.PREDICT)
-    assert "'act' is a GELU" in found.estimate
+    assert "'act' (GELU)" in found.estimate
     assert found.sram_bytes == 16 + 12 + RUNTIME
 
 

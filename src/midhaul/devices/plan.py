@@ -17,6 +17,7 @@ from midhaul.devices.arena import Buffer
 from midhaul.net import Kind, Layer, Net
 
 ALIGN_BYTES = 16
+_AT_ONCE = 4  # positions that an int8 convolution may write at once
 _MATRIX = (Kind.DENSE, Kind.CONV, Kind.DEPTHWISE)
 
 Scratch = Callable[[Layer, Net], int]
@@ -96,10 +97,11 @@ def stored_value(net: Net, trained: Collection[str]) -> int:
     """Gives the value that a device keeps of a row: the last one that all of what is trained lies behind.
 
     That is the input unless the first layers are frozen and meet the rest at a single value; then each row goes through
-    them once, when it comes.
+    them once, when it comes. Where nothing is trained it is the input, in int8 if the network begins with that.
     """
-    best = 0
-    first = next((i for i, layer in enumerate(net.layers) if _trained(layer, trained)), len(net.layers))
+    starts = bool(net.layers) and net.layers[0].kind == Kind.QUANTISE and net.users(0) == [0]
+    best = net.layers[0].out if starts else 0
+    first = next((i for i, layer in enumerate(net.layers) if _trained(layer, trained)), 0)
     for place, layer in enumerate(net.layers[:first]):
         ahead = {layer.out for layer in net.layers[place + 1 :]} | {layer.out}
         if place + 1 < len(net.layers) and all(v in ahead for later in net.layers[place + 1 :] for v in later.inputs):
@@ -145,12 +147,43 @@ def _plan(
     places: Sequence[int],
     scratch: Scratch,
 ) -> Plan:
-    flow = _Flow(net, frozenset(trained), list(places), ends_in_loss=kind == PlanKind.TRAIN)
+    flow = _Flow(
+        net, frozenset(trained), list(places), ends_in_loss=kind == PlanKind.TRAIN, streams=kind == PlanKind.STORE
+    )
+
+    def laid(over: frozenset[int]) -> Plan:
+        return _laid(net, kind, kept, slice, trained, sent, flow, scratch, over)
+
+    # One convolution's output over its input may be in the way of another's: from none of them and from all, each is
+    # put in or taken out where that pays.
+    largest_first = sorted(flow.leads, key=lambda i: -net.values[net.layers[i].out].bytes)
+    ends = []
+    for over in (frozenset[int](), frozenset(flow.leads)):
+        best = laid(over)
+        for place in largest_first:
+            tried = laid(over ^ {place})
+            if tried.arena_bytes < best.arena_bytes:
+                best, over = tried, over ^ {place}
+        ends.append(best)
+    return min(ends, key=lambda one: one.arena_bytes)
+
+
+def _laid(
+    net: Net,
+    kind: PlanKind,
+    kept: Resident,
+    slice: str,
+    trained: Collection[str],
+    sent: Collection[str],
+    flow: _Flow,
+    scratch: Scratch,
+    over: frozenset[int],
+) -> Plan:
     found: list[Buffer] = []
     keys: list[tuple[str, object]] = []
-    for root, members in flow.groups().items():
-        found.append(Buffer(f"value {root}", *flow.span(members)))
-        keys += [("value", members)]
+    for root, shifts in flow.groups(over).items():
+        found.append(Buffer(f"value {root}", *flow.span(shifts)))
+        keys += [("value", shifts)]
     for root, members in flow.grad_groups().items():
         found.append(Buffer(f"gradient {root}", *flow.grad_span(members)))
         keys += [("grad", members)]
@@ -170,7 +203,7 @@ def _plan(
     placed = [Buffer(b.name, b.bytes, b.first, b.last, b.offset + kept.bytes) for b in arena.place(found)]
     for buffer, (what, key) in zip(placed, keys, strict=True):
         if what == "value":
-            values.update(dict.fromkeys(key, buffer.offset))  # type: ignore[call-overload]
+            values.update({v: buffer.offset + shift for v, shift in key.items()})  # type: ignore[attr-defined]
         elif what == "grad":
             grads.update(dict.fromkeys(key, buffer.offset))  # type: ignore[call-overload]
         elif what == "sum":
@@ -197,9 +230,13 @@ def _plan(
 class _Flow:
     """Who makes what, who needs it, and when."""
 
-    def __init__(self, net: Net, trained: frozenset[str], places: list[int], *, ends_in_loss: bool) -> None:
+    def __init__(
+        self, net: Net, trained: frozenset[str], places: list[int], *, ends_in_loss: bool, streams: bool
+    ) -> None:
         self.net, self.trained, self.places = net, trained, places
         self.num = len(net.layers)
+        # Rows are quantised number by number as they come, so the input is never there as a whole.
+        self.streams = streams
         self.loss = ends_in_loss
         self.made = {net.layers[i].out: i for i in places}
         self.backs = bool(trained)
@@ -207,6 +244,7 @@ class _Flow:
         for i in places:
             layer = net.layers[i]
             self.needs[i] = bool(_trained(layer, trained)) or any(self._wants(v) for v in layer.inputs)
+        self.leads = {i: lead for i in places if (lead := self._lead(i)) is not None}
 
     def _wants(self, value: int) -> bool:
         """Tells whether the gradient of a value is needed."""
@@ -217,6 +255,8 @@ class _Flow:
         seen: set[int] = set()
         for i in reversed(self.places):
             layer, flag = self.net.layers[i], Step.FORWARD
+            if layer.kind == Kind.QUANTISE and self.streams:
+                continue
             if self.needs[i]:
                 flag |= Step.GRAD_PARAMS if _trained(layer, self.trained) else Step(0)
                 for wanted, adds, value in zip(
@@ -254,21 +294,51 @@ class _Flow:
             kept.add(layer.out)
         return kept
 
-    def groups(self) -> dict[int, list[int]]:
-        """Gives the values that share a buffer, by the first of them."""
+    def groups(self, over: Collection[int]) -> dict[int, dict[int, int]]:
+        """Gives the values that share a buffer, by the first of them, each with its offset in it.
+
+        `over` are the int8 convolutions whose output begins so little before their dying input that what they write
+        never reaches what they have still to read.
+        """
         root: dict[int, int] = {}
+        shift: dict[int, int] = {}
         for i in self.places:
             layer = self.net.layers[i]
             for value in layer.inputs:
-                root.setdefault(value, value)
-            root[layer.out] = layer.out
+                if not (layer.kind == Kind.QUANTISE and self.streams):
+                    root.setdefault(value, value)
+                    shift.setdefault(value, 0)
+            root[layer.out], shift[layer.out] = layer.out, 0
             source = next((v for v in layer.inputs if self._in_place(i, v)), None)
             if source is not None:
-                root[layer.out] = root[source]
-        found: dict[int, list[int]] = {}
+                root[layer.out], shift[layer.out] = root[source], shift[source]
+            elif i in over:
+                source = layer.inputs[0]
+                root[layer.out], shift[layer.out] = root[source], shift[source] - self.leads[i]
+        found: dict[int, dict[int, int]] = {}
         for value, first in root.items():
-            found.setdefault(first, []).append(value)
-        return found
+            found.setdefault(first, {})[value] = shift[value]
+        return {first: {v: at - min(each.values()) for v, at in each.items()} for first, each in found.items()}
+
+    def _lead(self, place: int) -> int | None:
+        """Gives how many bytes an int8 convolution's output must begin before its input to be written over it, or None.
+
+        The kernels go through the output's positions in order, at most 4 at a time, and read all that these need first.
+        """
+        layer = self.net.layers[place]
+        source, out = self.net.values[layer.inputs[0]], self.net.values[layer.out]
+        if layer.kind != Kind.CONV or not source.int8 or self._last(layer.inputs[0]) != place:
+            return None
+        (channels, _, width), (made, rows, columns) = source.shape, out.shape
+        (down, across), (top, left, _, _) = layer.stride, layer.padding
+        lead = 0
+        for row in range(rows):
+            for column in range(columns):
+                needed = (max(0, row * down - top) * width + max(0, column * across - left)) * channels
+                lead = max(lead, (row * columns + column + _AT_ONCE) * made - needed)
+        lead = rounded(lead)
+        saved = rounded(source.bytes) + rounded(out.bytes) - max(lead + rounded(source.bytes), rounded(out.bytes))
+        return lead if saved > 0 else None
 
     def _in_place(self, place: int, value: int) -> bool:
         """Tells whether a layer may write its output over this input of it."""
@@ -284,11 +354,11 @@ class _Flow:
         same = self.net.values[value].bytes == self.net.values[layer.out].bytes
         return same and users == [place] and not aliased and len(set(layer.inputs)) == len(layer.inputs)
 
-    def span(self, members: list[int]) -> tuple[int, int, int]:
+    def span(self, shifts: Mapping[int, int]) -> tuple[int, int, int]:
         """Gives the bytes, the first and the last step of a buffer of values."""
-        size = max(self.net.values[v].bytes for v in members)
-        first = min(self.made.get(v, self.places[0] if self.places else 0) for v in members)
-        return rounded(size), first, max(self._last(v) for v in members)
+        size = max(shift + self.net.values[v].bytes for v, shift in shifts.items())
+        first = min(self.made.get(v, self.places[0] if self.places else 0) for v in shifts)
+        return rounded(size), first, max(self._last(v) for v in shifts)
 
     def grad_groups(self) -> dict[int, list[int]]:
         """Gives the values whose gradients share a buffer, by the last of them."""

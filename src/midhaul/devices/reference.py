@@ -76,7 +76,9 @@ class Reference:
             raise ModelError(f"a row has {record.c * record.h * record.w} numbers; this one has {np.size(x)}")
         values: Values = {first: np.asarray(x, np.int8 if record.dtype else np.float32).reshape(shape)}
         for layer, step in zip(self.records.layers, plan.steps, strict=True):
-            if step & Step.FORWARD:
+            # The input of a network that begins in int8 is quantised as it comes; no step says so.
+            comes = plan.kind == PlanKind.STORE and layer.kind == Kind.QUANTISE
+            if step & Step.FORWARD or comes:
                 values[layer.out] = self._forward(layer, values)
         return values
 
