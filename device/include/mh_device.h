@@ -1,6 +1,6 @@
 /* A device: it takes one message at a time from its link, does the op (src/midhaul/ops.py has the law) and replies.
 
-   Everything lies in one static mh_device, about 3 KB, nearly all of it the link's packet buffer, and in the port's arena,
+   Everything lies in one static mh_device, about 1.5 KB, most of it the link's packet buffer, and in the port's arena,
    slots and store. No message needs memory of its own size: weights stream into their places in the arena, rows into the
    store, a blob into its slot, activations out as they are made.
 

@@ -76,7 +76,8 @@ static void run(const uint8_t *blob) {
     mh_model_reset(&m);
     for (i = 0; i < head->num_plans; i++) {
         const mh_plan *p = &m.plans[i];
-        const mh_value *in = &m.values[p->kind == MH_PLAN_STORE ? 0 : head->stored_value];
+        uint16_t first = p->kind == MH_PLAN_STORE ? 0 : head->stored_value;
+        const mh_value *in = &m.values[mh_model_places(&m, p, first) ? first : m.layers[0].out];
         const mh_value *out = &m.values[p->kind == MH_PLAN_STORE ? head->stored_value : mh_model_output(&m)];
         memset(mh_model_value(&m, p, (uint16_t)(in - m.values)), 1, mh_value_elements(in) * (in->dtype == MH_S8 ? 1 : 4));
         mh_model_forward(&m, p);
