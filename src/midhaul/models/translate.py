@@ -120,9 +120,12 @@ class _Norm:
     shift: npt.NDArray[np.float64]
 
 
-# What was exported of a module, while it lives: for each input shape its graph, its layers' kinds, adapters and names.
+# What was exported of a module, while it lives: for each input shape and form of the module (its repr) its graph, its
+# layers' kinds, adapters and names.
 _Export = tuple[fx.Graph, dict[str, str], dict[str, LoRALinear | LoRAConv1x1], dict[str, str]]
-_EXPORTED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], _Export]] = weakref.WeakKeyDictionary()
+_EXPORTED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[tuple[int, ...], str], _Export]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 @dataclass
@@ -174,11 +177,11 @@ class _Reader:
 
     def _graph(self) -> fx.Graph:
         """Gives the exported graph, made once for a module: its tensors' values aren't in it."""
-        made = _EXPORTED.setdefault(self.module, {})
-        if self.input_shape not in made:
+        made, key = _EXPORTED.setdefault(self.module, {}), (self.input_shape, repr(self.module))
+        if key not in made:
             graph = self._exported()
-            made[self.input_shape] = (graph, self.kinds, self.adapters, self.names)
-        graph, self.kinds, self.adapters, self.names = made[self.input_shape]
+            made[key] = (graph, self.kinds, self.adapters, self.names)
+        graph, self.kinds, self.adapters, self.names = made[key]
         self.held: dict[str, torch.Tensor] = {
             **{name: value.detach() for name, value in self.module.named_parameters(remove_duplicate=False)},
             **{name: value.detach() for name, value in self.module.named_buffers(remove_duplicate=False)},
@@ -205,7 +208,9 @@ class _Reader:
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                program = torch.export.export(owner, (example,)).run_decompositions({})
+                program = torch.export.export(owner, (example,))
+                if any(_works_in_place(node) for node in program.graph.nodes):
+                    program = program.run_decompositions({})  # gives each value a node of its own
         except Exception as error:  # a user's own forward may raise anything
             raise ModelError(
                 f"the forward pass of {type(self.module).__name__} can't be exported ({_one_line(error)}); "
@@ -653,6 +658,11 @@ def _op(node: fx.Node) -> str:
     """Gives the name of a call: `conv2d` for aten.conv2d.default, in place or not."""
     name = getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
     return str(name).split(".")[0].removesuffix("_") if not str(name).startswith("__") else str(name)
+
+
+def _works_in_place(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
 
 
 def _given(node: fx.Node) -> dict[str, Any]:
