@@ -115,6 +115,44 @@ def test_one_sentence_and_exit_code_2(
     assert words in refused(capsys, "run", config, "--set", setting, "--out", tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("--engine", "firmwear"),
+            "run.engine is 'firmwear', which is not one of its choices; did you mean 'firmware'?",
+        ),
+        (("--devices", "host:"), "--devices is for --engine firmware, and the engine is stacked"),
+        (
+            ("--engine", "firmware", "--devices", "quemu:cortex-m4"),
+            "isn't the address of a device; did you mean 'qemu'?",
+        ),
+        (("--engine", "firmware", "--devices", "host:*9"), "names 9 addresses and the data make 4 devices"),
+        (("--engine", "firmware", "--devices", "serial:/dev/ttyACM0"), "there is no key for serial:/dev/ttyACM0"),
+        (("--engine", "firmware", *sets("scheme.name=split_u")), "the U shape can't run on it"),
+        (("--engine", "firmware", *sets("run.keys=nowhere")), "the file of keys nowhere can't be read"),
+    ],
+)
+def test_devices_that_cannot_be(
+    arguments: tuple[str, ...], words: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in refused(capsys, "run", config, *arguments, "--out", tmp_path / "run")
+
+
+def test_a_run_on_firmware_says_where_its_devices_are(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(config), "--engine", "firmware", "--devices", "host:*2", "--out", str(tmp_path / "run")]
+    assert main(["run", *arguments]) == 0
+    assert "2 devices run the C runtime (2 of host:); the other 2 are simulated" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [(event["device"], event["what"]) for event in summary["device_events"]] == [
+        (0, "connected"),
+        (1, "connected"),
+    ]
+    assert "<h2>Devices on firmware</h2>" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_a_cut_that_does_not_exist(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(
         capsys, "run", config, "--set", "scheme.name=split", "--set", "scheme.cut=fc9", "--out", tmp_path / "run"

@@ -78,9 +78,10 @@ class Firmware:
             runs[-1:] = [(remote.place.address, runs[-1][1] + 1)] if same else [*runs[-1:], (remote.place.address, 1)]
         places = ", ".join(address if num == 1 else f"{num} of {address}" for address, num in runs)
         rest = len(self.devices) - len(self.remotes)
-        tests = "" if self.test_devices == self.devices else ", and those that only test"
-        others = f"the other {rest}" if rest else "none of those that train"
-        return f"{len(self.remotes)} devices run the C runtime ({places}); {others}{tests} are simulated"
+        others = [f"the other {rest}"] if rest else []
+        others += ["those that only test"] if self.test_devices != self.devices else []
+        simulated = f"; {' and '.join(others)} are simulated" if others else ""
+        return f"{len(self.remotes)} devices run the C runtime ({places}){simulated}"
 
     @property
     def refused(self) -> int:
