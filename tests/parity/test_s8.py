@@ -19,7 +19,7 @@ from s8_cases import Case
 
 from midhaul.devices.pack import Packing
 from midhaul.models import quantise as q
-from midhaul.net import Value
+from midhaul.net import Value, macs
 
 SOURCES = [DEVICE / "src" / name for name in ("mh_s8.c", "mh_s8_plain.c", "mh_s8_dsp.c", "mh_s8_mve.c")]
 CASES = s8_cases.cases()
@@ -71,7 +71,8 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def m4(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Machine:
     if request.param == "gcc" and not shutil.which("arm-none-eabi-gcc"):
         pytest.skip("no arm-none-eabi-gcc on this machine")
-    return Machine(build(request.param, "m4", SOURCES, tmp_path_factory.mktemp("m4") / "kernels.elf"), "m4")
+    program = build(request.param, "m4", SOURCES, tmp_path_factory.mktemp("m4") / "kernels.elf")
+    return Machine(program, "m4", counts=True)
 
 
 def held(machine: Any, case: Case, packing: Packing) -> None:
@@ -115,20 +116,32 @@ def test_dsp_kernels_give_the_reference(m4: Machine, place: int) -> None:
     held(m4, made(place), Packing.DSP)
 
 
+def test_dsp_kernels_stay_below_their_instructions_per_mac(m4: Machine) -> None:
+    layers = s8_cases.table_layers(np.random.default_rng(0))
+    for (name, case), most in zip(layers.items(), (1.5, 1.5, 1.4, 5.0), strict=True):
+        m4.counts.clear()
+        held(m4, case, Packing.DSP)
+        assert m4.counts.total() < most * macs(case.net, case.layer), name
+
+
 @pytest.mark.parametrize("compiler", ["gcc", "zig"])
 def test_mve_kernels_give_the_reference(compiler: str, tmp_path: Path) -> None:
     if lacks := missing(compiler):
         pytest.skip(f"this machine has no {lacks}")
     helium = Helium(compiler, SOURCES, tmp_path)
-    cases = [made(place) for place in range(len(CASES))]
+    layers = s8_cases.table_layers(np.random.default_rng(0))
+    cases = [*layers.values(), *(made(place) for place in range(len(CASES)))]
     calls = [s8_cases.call(case, Packing.MVE) for case in cases]
     matrices = [case for case in cases if case.layer.kind.name in ("DENSE", "CONV", "DEPTHWISE")]
     told = [s8_cases.sizes(case, Packing.MVE) for case in matrices]
     asked = [("mh_packing", []), *((one.name, one.arguments) for one in calls), *(one[:2] for one in told)]
-    assert helium.run(asked)[0][0] == Packing.MVE
+    found = helium.run(asked)
+    assert found[0][0] == Packing.MVE
     for case, one in zip(cases, calls, strict=True):
         assert np.array_equal(one.result(), case.wanted().ravel()), case.layer
     assert [one[1][-1].tolist() for one in told] == [one[2] for one in told]
+    for case, (_, num), most in zip(layers.values(), found[1:5], (0.25, 0.4, 0.35, 2.3), strict=True):
+        assert num < most * macs(case.net, case.layer), case.layer.name
 
 
 def floats(rng: np.random.Generator, *shape: int) -> np.ndarray:
