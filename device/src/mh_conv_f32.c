@@ -19,8 +19,9 @@ typedef struct {
 
 typedef struct {
     axis rows, columns;
-    int32_t channels;                /* summed over */
-    int32_t out_step, channel_step;  /* of w */
+    int32_t channels;               /* summed over */
+    int32_t out_step, channel_step; /* of w */
+    int32_t in_step;                /* of in, from one m to the next: 0 where all read the same channels */
     int adds;
 } correlation;
 
@@ -58,37 +59,60 @@ static walk inside(walk k, int32_t size)
     return k;
 }
 
-/* `num` outputs m at `wide` places (1, or MH_LANES of them that are `places_step` apart and read `move` apart). */
-MH_INLINE void block(const correlation *c, const float *in, const float *w, const float *b, float *out, walk rows,
-                     walk columns, int32_t num, int wide, int32_t move, int32_t places_step)
+/* Where one block reads and writes. */
+typedef struct {
+    const float *in, *w, *b;
+    float *out;
+    walk rows, columns;
+} job;
+
+/* `num` outputs m, each with its own input channels if `apart`, at one place; or, if `wide`, at MH_LANES places that are
+   `places_step` apart and read `move` apart. */
+MH_INLINE void block(const correlation *c, const job *j, int32_t num, int apart, int wide, int32_t move, int32_t places_step)
 {
     int32_t plane = c->rows.size * c->columns.size, out_plane = c->rows.places * c->columns.places;
-    int32_t step = c->out_step;
+    int32_t in_step = apart ? c->in_step : 0, out_step = c->out_step, channels = c->channels;
+    int32_t num_rows = j->rows.num, num_columns = j->columns.num;
+    int32_t row_step = j->rows.at_step * c->columns.size, w_row_step = j->rows.tap_step * c->columns.kernel;
+    int32_t column_step = j->columns.at_step, w_column_step = j->columns.tap_step;
+    const float *corner = j->in + j->rows.at * c->columns.size + j->columns.at;
+    const float *w_corner = j->w + j->rows.tap * c->columns.kernel + j->columns.tap;
+    int32_t w_plane = c->channel_step;
+    float *out = j->out;
     mh_lanes many[4];
     float one[4];
+    if (num_rows == 1 && num_columns == 1) { /* the channels are the inner loop then */
+        num_columns = channels;
+        column_step = plane;
+        w_column_step = w_plane;
+        channels = 1;
+    }
     MH_UNROLL
     for (int32_t m = 0; m < num; m++) {
-        one[m] = b ? b[m] : 0.0f;
+        one[m] = j->b ? j->b[m] : 0.0f;
         many[m] = mh_lanes_set(one[m]);
     }
-    const float *corner = in + rows.at * c->columns.size + columns.at;
-    const float *w_corner = w + rows.tap * c->columns.kernel + columns.tap;
-    int32_t row_step = rows.at_step * c->columns.size, w_row_step = rows.tap_step * c->columns.kernel;
-    for (int32_t i = 0; i < c->channels; i++, corner += plane, w_corner += c->channel_step) {
+    for (; channels > 0; channels--, corner += plane, w_corner += w_plane) {
         const float *row = corner, *w_row = w_corner;
-        for (int32_t t = 0; t < rows.num; t++, row += row_step, w_row += w_row_step) {
+        for (int32_t t = num_rows; t > 0; t--, row += row_step, w_row += w_row_step) {
             const float *x = row, *v = w_row;
-            for (int32_t u = columns.num; u > 0; u--, x += columns.at_step, v += columns.tap_step) {
+            for (int32_t u = num_columns; u > 0; u--, x += column_step, v += w_column_step) {
                 if (wide) {
                     mh_lanes seen = mh_lanes_load(x, move);
                     MH_UNROLL
-                    for (int32_t m = 0; m < num; m++)
-                        many[m] = mh_lanes_add(many[m], mh_lanes_mul(seen, v[m * step]));
+                    for (int32_t m = 0; m < num; m++) {
+                        if (apart && m)
+                            seen = mh_lanes_load(x + m * in_step, move);
+                        many[m] = mh_lanes_add(many[m], mh_lanes_mul(seen, v[m * out_step]));
+                    }
                 } else {
                     float seen = *x;
                     MH_UNROLL
-                    for (int32_t m = 0; m < num; m++)
-                        one[m] += v[m * step] * seen;
+                    for (int32_t m = 0; m < num; m++) {
+                        if (apart && m)
+                            seen = x[m * in_step];
+                        one[m] += v[m * out_step] * seen;
+                    }
                 }
             }
         }
@@ -106,29 +130,49 @@ MH_INLINE void block(const correlation *c, const float *in, const float *w, cons
     }
 }
 
-/* All places of `num` outputs m. */
-MH_INLINE void outputs(const correlation *c, const float *in, const float *w, const float *b, float *out, int32_t num)
+typedef void kernel(const correlation *c, const job *j, int32_t move, int32_t places_step);
+
+/* One of each, out of line, so that flash holds it once. */
+#define KERNEL(name, num, apart, wide, move, places_step)                                             \
+    static __attribute__((noinline)) void name(const correlation *c, const job *j, int32_t m, int32_t p) \
+    {                                                                                                 \
+        (void)m;                                                                                      \
+        (void)p;                                                                                      \
+        block(c, j, num, apart, wide, move, places_step);                                             \
+    }
+KERNEL(four_wide, 4, 0, 1, 1, 1)
+KERNEL(four_spread, 4, 0, 1, m, p)
+KERNEL(four_single, 4, 0, 0, 0, 0)
+KERNEL(apart_wide, 4, 1, 1, 1, 1)
+KERNEL(apart_single, 4, 1, 0, 0, 0)
+KERNEL(one_spread, 1, 0, 1, m, p)
+KERNEL(one_single, 1, 0, 0, 0, 0)
+
+/* All places of some outputs m. `wide` is for neighbours, `spread` for others, or 0 to take places one by one. */
+static void outputs(const correlation *c, job *j, float *out, kernel *wide, kernel *spread, kernel *single)
 {
     const axis *a = &c->columns;
     int32_t phases = a->backward ? a->stride : 1, move = a->backward ? 1 : a->stride;
+    kernel *many = move == 1 && phases == 1 ? wide : spread;
     for (int32_t y = 0; y < c->rows.places; y++, out += a->places) {
-        walk rows = inside(walk_of(&c->rows, y), c->rows.size);
+        j->rows = inside(walk_of(&c->rows, y), c->rows.size);
         for (int32_t phase = 0; phase < phases; phase++) {
             walk columns = walk_of(a, phase);
             /* The sources of a place lie in [at + low, at + high]. */
             int32_t far = (columns.num - 1) * columns.at_step, low = far < 0 ? far : 0, high = far < 0 ? 0 : far;
             int32_t last = (MH_LANES - 1) * move + high;
             for (int32_t place = phase; place < a->places;) {
-                if (place + (MH_LANES - 1) * phases < a->places && columns.at + low >= 0 &&
+                j->out = out + place;
+                j->columns = columns;
+                if (many && place + (MH_LANES - 1) * phases < a->places && columns.at + low >= 0 &&
                     columns.at + last < a->size) {
-                    if (move == 1 && phases == 1)
-                        block(c, in, w, b, out + place, rows, columns, num, 1, 1, 1);
-                    else
-                        block(c, in, w, b, out + place, rows, columns, num, 1, move, phases);
+                    many(c, j, move, phases);
                     place += MH_LANES * phases;
                     columns.at += MH_LANES * move;
                 } else {
-                    block(c, in, w, b, out + place, rows, inside(columns, a->size), num, 0, 0, 0);
+                    if (columns.at + low < 0 || columns.at + high >= a->size)
+                        j->columns = inside(columns, a->size);
+                    single(c, j, 0, 0);
                     place += phases;
                     columns.at += move;
                 }
@@ -140,17 +184,28 @@ MH_INLINE void outputs(const correlation *c, const float *in, const float *w, co
 static void correlate(const correlation *c, const float *in, const float *w, const float *b, float *out, int32_t num)
 {
     int32_t out_plane = c->rows.places * c->columns.places;
-    for (; num >= 4; num -= 4, w += 4 * c->out_step, out += 4 * out_plane, b = b ? b + 4 : b)
-        outputs(c, in, w, b, out, 4);
-    for (; num > 0; num--, w += c->out_step, out += out_plane, b = b ? b + 1 : b)
-        outputs(c, in, w, b, out, 1);
+    while (num > 0) {
+        job j = {in, w, b, out, {0, 0, 0, 0, 0}, {0, 0, 0, 0, 0}};
+        int32_t some = num >= 4 ? 4 : 1;
+        if (some == 1)
+            outputs(c, &j, out, one_spread, one_spread, one_single);
+        else if (c->in_step)
+            outputs(c, &j, out, apart_wide, 0, apart_single);
+        else
+            outputs(c, &j, out, four_wide, four_spread, four_single);
+        num -= some;
+        in += some * c->in_step;
+        w += some * c->out_step;
+        b = b ? b + some : b;
+        out += some * out_plane;
+    }
 }
 
 static correlation correlation_of(const mh_geometry *s, int backward, int adds)
 {
     correlation c = {{s->oh, s->ih, s->kh, s->sh, s->pt, s->dh, backward},
                      {s->ow, s->iw, s->kw, s->sw, s->pl, s->dw, backward},
-                     1, 0, 0, adds};
+                     1, 0, 0, 0, adds};
     if (backward) {
         c.rows.places = s->ih;
         c.rows.size = s->oh;
@@ -185,10 +240,14 @@ void mh_conv_input_f32(const mh_geometry *s, const float *g, const float *w, flo
 void mh_depthwise_f32(const mh_geometry *s, const float *x, const float *w, const float *b, float *y)
 {
     correlation c = correlation_of(s, 0, 0);
-    int32_t times = s->oc / s->ic;
-    c.channels = 1;
+    int32_t times = s->oc / s->ic, plane = s->ih * s->iw;
     c.out_step = s->kh * s->kw;
-    for (int32_t ic = 0; ic < s->ic; ic++, x += s->ih * s->iw, w += times * c.out_step, y += times * s->oh * s->ow)
+    if (times == 1) {
+        c.in_step = plane;
+        correlate(&c, x, w, b, y, s->oc);
+        return;
+    }
+    for (int32_t ic = 0; ic < s->ic; ic++, x += plane, w += times * c.out_step, y += times * s->oh * s->ow)
         correlate(&c, x, w, b ? b + ic * times : 0, y, times);
 }
 
@@ -197,11 +256,9 @@ void mh_depthwise_input_f32(const mh_geometry *s, const float *g, const float *w
     correlation c = correlation_of(s, 1, adds);
     c.channels = s->oc / s->ic;
     c.channel_step = s->kh * s->kw;
-    for (int32_t ic = 0; ic < s->ic; ic++, dx += s->ih * s->iw) {
-        correlate(&c, g, w, 0, dx, 1);
-        g += c.channels * s->oh * s->ow;
-        w += c.channels * c.channel_step;
-    }
+    c.out_step = c.channels * c.channel_step;
+    c.in_step = c.channels * s->oh * s->ow;
+    correlate(&c, g, w, 0, dx, s->ic);
 }
 
 /* The outputs [first, last) of an axis that a tap reaches inside the map. */
@@ -213,57 +270,87 @@ static void reach(int32_t out, int32_t size, int32_t stride, int32_t offset, int
         *last = out;
 }
 
-/* dw += sums of g * x for one tap (kh, kw) of `num` outputs, g_plane apart, with `wide` inputs, x_plane apart. */
-MH_INLINE void tap(const mh_geometry *s, const float *g, const float *x, float *dw, int32_t kh, int32_t kw, int32_t num,
-                   int32_t wide, int32_t out_step)
+/* dw += sums of g * x for one tap of `num` outputs, g_plane apart, with each of `wide` inputs, x_plane apart; or, if
+   `apart`, of each output with an input of its own. */
+typedef struct {
+    int32_t kh, kw, out_step;
+} place;
+
+MH_INLINE void tap(const mh_geometry *s, const float *g, const float *x, float *dw, const place *at, int32_t num, int32_t wide,
+                   int apart)
 {
-    int32_t g_plane = s->oh * s->ow, x_plane = s->ih * s->iw, in_step = s->kh * s->kw;
-    int32_t top = kh * s->dh - s->pt, left = kw * s->dw - s->pl, y0, y1, x0, x1;
+    int32_t g_plane = s->oh * s->ow, x_plane = s->ih * s->iw, in_step = s->kh * s->kw, step = s->sw;
+    int32_t top = at->kh * s->dh - s->pt, left = at->kw * s->dw - s->pl, y0, y1, x0, x1;
     float sum[4][4];
     reach(s->oh, s->ih, s->sh, top, &y0, &y1);
     reach(s->ow, s->iw, s->sw, left, &x0, &x1);
+    int32_t rows = y1 - y0, columns = x1 - x0;
+    const float *g_row = g + y0 * s->ow + x0, *x_row = x + (y0 * s->sh + top) * s->iw + x0 * step + left;
+    if (columns == s->ow && s->ow == s->iw && s->sh == 1 && step == 1 && rows > 0) { /* one long row */
+        columns *= rows;
+        rows = 1;
+    }
     MH_UNROLL
     for (int32_t m = 0; m < num; m++)
         MH_UNROLL
         for (int32_t n = 0; n < wide; n++)
             sum[m][n] = 0.0f;
-    for (int32_t y = y0; y < y1; y++) {
-        const float *from = g + y * s->ow + x0, *at = x + (y * s->sh + top) * s->iw + x0 * s->sw + left;
-        for (int32_t i = x0; i < x1; i++, from++, at += s->sw)
+    for (; rows > 0; rows--, g_row += s->ow, x_row += s->sh * s->iw) {
+        const float *from = g_row, *seen = x_row;
+        for (int32_t i = columns; i > 0; i--, from++, seen += step)
             MH_UNROLL
             for (int32_t n = 0; n < wide; n++) {
-                float seen = at[n * x_plane];
+                float v = seen[n * x_plane];
                 MH_UNROLL
-                for (int32_t m = 0; m < num; m++)
-                    sum[m][n] += from[m * g_plane] * seen;
+                for (int32_t m = 0; m < num; m++) {
+                    if (apart && m)
+                        v = seen[m * x_plane];
+                    sum[m][n] += from[m * g_plane] * v;
+                }
             }
     }
     MH_UNROLL
     for (int32_t m = 0; m < num; m++)
         MH_UNROLL
         for (int32_t n = 0; n < wide; n++)
-            dw[m * out_step + n * in_step] += sum[m][n];
+            dw[m * at->out_step + n * in_step] += sum[m][n];
 }
 
-/* All taps of `num` outputs that read the same `channels` inputs. */
-MH_INLINE void taps(const mh_geometry *s, const float *g, const float *x, float *dw, int32_t channels, int32_t num)
+typedef void tap_kernel(const mh_geometry *s, const float *g, const float *x, float *dw, const place *at);
+
+#define TAP(name, num, wide, apart)                                                                                  \
+    static __attribute__((noinline)) void name(const mh_geometry *s, const float *g, const float *x, float *dw,      \
+                                               const place *at)                                                      \
+    {                                                                                                                \
+        tap(s, g, x, dw, at, num, wide, apart);                                                                      \
+    }
+TAP(tap_four_by_four, 4, 4, 0)
+TAP(tap_four_by_one, 4, 1, 0)
+TAP(tap_one_by_one, 1, 1, 0)
+TAP(tap_four_apart, 4, 1, 1)
+
+static void each_tap(const mh_geometry *s, const float *g, const float *x, float *dw, int32_t out_step, tap_kernel *one)
 {
-    int32_t plane = s->ih * s->iw, kernel = s->kh * s->kw, i = 0;
-    for (; i + 4 <= channels; i += 4)
-        for (int32_t k = 0; k < kernel; k++)
-            tap(s, g, x + i * plane, dw + i * kernel + k, k / s->kw, k % s->kw, num, 4, channels * kernel);
-    for (; i < channels; i++)
-        for (int32_t k = 0; k < kernel; k++)
-            tap(s, g, x + i * plane, dw + i * kernel + k, k / s->kw, k % s->kw, num, 1, channels * kernel);
+    place at = {0, 0, out_step};
+    for (at.kh = 0; at.kh < s->kh; at.kh++)
+        for (at.kw = 0; at.kw < s->kw; at.kw++)
+            one(s, g, x, dw++, &at);
 }
 
+/* `num` outputs that read the same `channels` inputs. */
 static void params(const mh_geometry *s, const float *g, const float *x, float *dw, int32_t channels, int32_t num)
 {
-    int32_t plane = s->oh * s->ow, step = channels * s->kh * s->kw;
-    for (; num >= 4; num -= 4, g += 4 * plane, dw += 4 * step)
-        taps(s, g, x, dw, channels, 4);
-    for (; num > 0; num--, g += plane, dw += step)
-        taps(s, g, x, dw, channels, 1);
+    int32_t g_plane = s->oh * s->ow, x_plane = s->ih * s->iw, kernel = s->kh * s->kw, step = channels * kernel;
+    while (num > 0) {
+        int32_t some = num >= 4 ? 4 : 1, i = 0;
+        for (; some == 4 && i + 4 <= channels; i += 4)
+            each_tap(s, g, x + i * x_plane, dw + i * kernel, step, tap_four_by_four);
+        for (; i < channels; i++)
+            each_tap(s, g, x + i * x_plane, dw + i * kernel, step, some == 4 ? tap_four_by_one : tap_one_by_one);
+        num -= some;
+        g += some * g_plane;
+        dw += some * step;
+    }
 }
 
 static void bias(const mh_geometry *s, const float *g, float *db)
@@ -287,13 +374,13 @@ void mh_conv_params_f32(const mh_geometry *s, const float *g, const float *x, fl
 
 void mh_depthwise_params_f32(const mh_geometry *s, const float *g, const float *x, float *dw, float *db)
 {
-    int32_t times = s->oc / s->ic;
+    int32_t times = s->oc / s->ic, kernel = s->kh * s->kw, ic = 0;
     if (db)
         bias(s, g, db);
-    for (int32_t ic = 0; dw && ic < s->ic; ic++) {
-        params(s, g, x, dw, 1, times);
-        g += times * s->oh * s->ow;
-        x += s->ih * s->iw;
-        dw += times * s->kh * s->kw;
-    }
+    if (!dw)
+        return;
+    for (; times == 1 && ic + 4 <= s->ic; ic += 4)
+        each_tap(s, g + ic * s->oh * s->ow, x + ic * s->ih * s->iw, dw + ic * kernel, kernel, tap_four_apart);
+    for (; ic < s->ic; ic++)
+        params(s, g + ic * times * s->oh * s->ow, x + ic * s->ih * s->iw, dw + ic * times * kernel, 1, times);
 }

@@ -5,7 +5,7 @@
 /* `rows` outputs at once, each a sum of its own. */
 MH_INLINE void dots(const float *x, const float *w, const float *b, float *y, uint32_t num_in, int rows)
 {
-    float sum[4];
+    float sum[8];
     uint32_t i = 0;
     MH_UNROLL
     for (int m = 0; m < rows; m++)
@@ -35,6 +35,10 @@ MH_INLINE void dots(const float *x, const float *w, const float *b, float *y, ui
 void mh_dense_f32(const float *x, const float *w, const float *b, float *y, uint32_t num_in, uint32_t num_out)
 {
     uint32_t o = 0;
+#if MH_LANES == 8
+    for (; o + 8 <= num_out; o += 8)
+        dots(x, w + o * num_in, b ? b + o : b, y + o, num_in, 8);
+#endif
     for (; o + 4 <= num_out; o += 4)
         dots(x, w + o * num_in, b ? b + o : b, y + o, num_in, 4);
     if (o + 2 <= num_out) {
