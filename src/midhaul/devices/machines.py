@@ -171,10 +171,11 @@ def open_machine(
 ) -> Machine:
     """Gives the machine at an address, started and ready to be written to.
 
-    `board` gives the memory: an emulated core has exactly its flash and RAM (without one, the core's default board's);
-    `key` is 32 bytes that are written into the device, or None for one that speaks unsealed; `seed` is of the
-    random numbers that a device in this process draws for its sessions, and one behind a serial line (None: new ones); `count` has QEMU count instructions (ticks x 5/8), which is slower;
-    `compiler` is gcc or zig; `environment` is added to that of a process. The device on a board keeps what it has.
+    `board` gives the memory: an emulated core has exactly its flash and RAM (without one, the core's default board's).
+    `key` is 32 bytes that are written into the device, or None for one that speaks unsealed; a board keeps its own.
+    `seed` is of the random numbers that a device draws for its sessions, in this process or behind a serial line of
+    QEMU (None: new ones at each start). `count` has QEMU count instructions, which is slower: 8 ticks are 5 of them.
+    `compiler` is gcc or zig, "" the first that is there. `environment` is added to that of a process.
 
     Raises: ConfigError for no address, DependencyError where an emulator or compiler is missing, BudgetError where the
     firmware doesn't fit the board, EngineError where the machine doesn't start.
