@@ -99,7 +99,14 @@ class Runtime:
         return ctypes.c_void_p(found)
 
     def forward(self, plan: ctypes.c_void_p, x: Any, first: int = 0) -> Array:
-        self.array("mh_model_value", plan, first)[:] = x.reshape(-1)
+        if self.c.mh_model_places(self._here, plan, first):
+            self.array("mh_model_value", plan, first)[:] = x.reshape(-1)
+        else:  # quantised as it comes
+            layer = self.records.layers[0]
+            out, row = self.records.values[layer.out], np.ascontiguousarray(x, np.float32)
+            y = self._at(self.array("mh_model_value", plan, layer.out))
+            scale, limits = ctypes.c_float(out.scale), (out.zero_point, layer.qlow, layer.qhigh)
+            self.c.mh_quantise_f32_s8(self._at(row), y, out.c, out.h * out.w, scale, *limits)
         self.c.mh_model_forward(self._here, plan)
         return self.array("mh_model_value", plan, self.records.layers[-1].out)
 
