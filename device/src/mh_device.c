@@ -210,6 +210,14 @@ int mh_answer(mh_device *d, const mh_request *q, const mh_metric *metrics, uint3
     return mh_begin(d, q, &w, 0, 0, num, weight) ? MH_NO_REPLY : mh_end(&w, metrics, num);
 }
 
+int mh_param_is_finite(const mh_device *d, uint32_t param) {
+    const float *x = mh_model_weight(&d->model, param);
+    uint32_t i;
+    for (i = 0; i < d->model.params[param].elements; i++)
+        if (!(x[i] - x[i] == 0.0f)) return 0;
+    return 1;
+}
+
 uint32_t mh_params_bytes(const mh_device *d, const uint8_t *flags, uint32_t *num) {
     uint32_t i, bytes = 0;
     *num = 0;

@@ -9,13 +9,6 @@
 #include "mh_math.h"
 #include "mh_rng.h"
 
-static int all_finite(const float *x, uint32_t n) {
-    uint32_t i;
-    for (i = 0; i < n; i++)
-        if (!(x[i] - x[i] == 0.0f)) return 0;
-    return 1;
-}
-
 /* What a step needs beside the weights must be in the blob for all that the plan trains. */
 static int can_step(const mh_device *d, const mh_plan *p, const mh_request *q, int needs_start) {
     uint32_t i;
@@ -158,7 +151,7 @@ int mh_op_fit(mh_device *d, mh_request *q) {
     for (i = 0; i < d->model.head->num_params; i++) {
         if (!trained[i]) continue;
         mh_borrow(d, i);
-        if (!all_finite(mh_model_weight(&d->model, i), d->model.params[i].elements)) error = MH_ERROR_DIVERGED;
+        if (!mh_param_is_finite(d, i)) error = MH_ERROR_DIVERGED;
     }
     if (error) return error;
     for (i = 0; i < d->model.head->num_params; i++)

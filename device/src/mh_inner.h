@@ -88,6 +88,7 @@ int mh_begin(mh_device *d, const mh_request *q, mh_writer *w, uint32_t num_tenso
              uint32_t num_metrics, double weight);
 int mh_end(mh_writer *w, const mh_metric *metrics, uint32_t num);
 int mh_answer(mh_device *d, const mh_request *q, const mh_metric *metrics, uint32_t num, double weight); /* no tensors */
+int mh_param_is_finite(const mh_device *d, uint32_t param);
 /* The bytes of the parameters that `flags` names, their heads included; and those parameters. */
 uint32_t mh_params_bytes(const mh_device *d, const uint8_t *flags, uint32_t *num);
 void mh_put_params(mh_device *d, mh_writer *w, const uint8_t *flags, int velocities);

@@ -147,8 +147,11 @@ int mh_op_read(mh_device *d, mh_request *q) {
     if (q->what != MH_WHAT_NONE) return MH_ERROR_SETTING;
     error = q->given >> MH_SET_SEND & 1 ? mh_sent(d, q->send, q->send_bytes, &sent) : mh_sent(d, "whole", 5, &sent);
     if (error) return error;
-    for (i = 0; sent && i < d->model.head->num_params; i++)
-        if (sent[i] && (d->borrowed[i / 32] & ~d->came[i / 32]) >> i % 32 & 1) return MH_ERROR_BORROWED;
+    for (i = 0; sent && i < d->model.head->num_params; i++) {
+        if (!sent[i]) continue;
+        if ((d->borrowed[i / 32] & ~d->came[i / 32]) >> i % 32 & 1) return MH_ERROR_BORROWED;
+        if (!mh_param_is_finite(d, i)) return MH_ERROR_DIVERGED; /* no reader takes such a frame */
+    }
     bytes = mh_params_bytes(d, sent, &num);
     rows.id = MH_ID_ROWS, rows.value = 0.0;
     if (mh_begin(d, q, &w, num, bytes, 1, rows_of(d))) return MH_NO_REPLY;

@@ -315,6 +315,7 @@ def test_any_number_of_rows(library: ctypes.CDLL, num: int, batch: int) -> None:
     pair.both(Op.LOAD, {}, dict(pair.program.initial))
     pair.both(Op.EVALUATE, {"rows": "train"})
     pair.both(Op.FORWARD, {"rows": "train"})
+    pair.both(Op.PREDICT, {"rows": "adapt"})
     pair.both(Op.READ, {"what": "examples"})
     pair.both(Op.READ, {"what": "test"})
     pair.device.close()
@@ -631,7 +632,11 @@ def test_what_a_device_refuses(library: ctypes.CDLL) -> None:
     assert device.refused(Op.BACKWARD, {}, {"g": torch.zeros(2, 4)}) == "SETTING"
     pair.both(Op.BACKWARD, {"lr": 0.1}, {"g": torch.ones(2, 4)})
     pair.weights()
-    assert device.ask(Op.STATS).metrics["frames_refused"] == len(refused) + 3
+    pair.both(Op.FORWARD, {})
+    device.ask(Op.BACKWARD, {"lr": 3e38}, {"g": torch.full((5, 4), 3e38)})
+    assert device.refused(Op.READ, {"send": "whole"}) == "DIVERGED"
+    assert device.refused(Op.EVALUATE) == "DIVERGED"
+    assert device.ask(Op.STATS).metrics["frames_refused"] == len(refused) + 5
     device.close()
 
 
