@@ -204,7 +204,8 @@ def with_module(module: nn.Module, on: str, norm: str, **changes: object) -> tup
     prepared = prepare(module, (6,), norm)
     program = Program(prepared.module, (6,), personal=prepared.personal)
     kit = replace(kit, program=program)
-    inner, ledger = engine(on, program, population), Ledger()
+    inner = firmware(on, scheme, kit, program, population) if ":" in on else engine(on, program, population)
+    ledger = Ledger()
     fleet = OverLink(inner, program, profiles.get("stm32l4"), radio.get("ble"), loss=0.0, retries=0, ledger=ledger)
     server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
     for number in range(1, ROUNDS + 1):
@@ -228,13 +229,34 @@ def test_batch_norm_is_treated_alike_on_both_engines(norm: str) -> None:
         assert not torch.allclose(means[1], means[2])
 
 
+OTHERWISE: dict[str, dict[str, object]] = {
+    "clipped": {"privacy_clip": 0.05},
+    "clipped head": {"privacy_clip": 0.05, "scheme_slice": "head"},
+    "decay and mse": {"scheme_weight_decay": 0.01, "scheme_loss": "mse"},
+    "all rows a step": {"scheme_batch": 0},
+    "no momentum": {"scheme_momentum": 0.0},
+    "stragglers": {"fleet_stragglers": 0.5, "scheme_epochs": 4, "scheme_drop_stragglers": False},
+}
+
+
+@pytest.mark.parametrize("how", OTHERWISE)
+def test_the_c_runtime_heeds_every_setting(how: str) -> None:
+    with rng.torch_seed(rng.key(0, 0, 0, rng.Use.INIT)):
+        module = WithNorm()
+    slow, _, slow_test, _ = with_module(module, "loop", "group", **OTHERWISE[how])
+    fast, _, fast_test, _ = with_module(module, "host:*3", "group", **OTHERWISE[how])
+    assert tree.largest_difference(slow.tree, fast.tree) < 1e-5
+    assert torch.allclose(slow_test.metrics["loss"], fast_test.metrics["loss"], atol=1e-5)
+
+
 @pytest.mark.parametrize("part", ["head", "bias", "lora", "layers:first"])
 def test_any_slice_can_be_federated_and_nothing_else_moves(part: str) -> None:
     with rng.torch_seed(rng.key(0, 0, 0, rng.Use.INIT)):
         module = add_lora(Tiny(), 2, 2.0, "all", rng.key(0, 0, 0, rng.Use.INIT))
     slow, _, _, ledger = with_module(module, "loop", "refuse", scheme_slice=part)
-    fast, _, _, _ = with_module(module, "stacked", "refuse", scheme_slice=part)
-    assert tree.largest_difference(slow.tree, fast.tree) < 1e-5
+    for on in ("stacked", "host:*3"):
+        fast, _, _, _ = with_module(module, on, "refuse", scheme_slice=part)
+        assert tree.largest_difference(slow.tree, fast.tree) < 1e-5
     names = set(slices.names(module, part, (6,)))
     start = dict(module.named_parameters())
     moved = {name for name, value in slow.tree.items() if not torch.equal(value, start[name])}
