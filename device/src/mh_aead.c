@@ -19,20 +19,20 @@ static void store(uint8_t *to, uint32_t word) {
 
 static uint32_t rotate(uint32_t word, int left) { return word << left | word >> (32 - left); }
 
-static void quarter(uint32_t *x, int a, int b, int c, int d) {
-    x[a] += x[b], x[d] = rotate(x[d] ^ x[a], 16);
-    x[c] += x[d], x[b] = rotate(x[b] ^ x[c], 12);
-    x[a] += x[b], x[d] = rotate(x[d] ^ x[a], 8);
-    x[c] += x[d], x[b] = rotate(x[b] ^ x[c], 7);
-}
+/* A macro, so that the 16 words may stay in registers at any level of optimisation. */
+#define QUARTER(a, b, c, d)                                  \
+    (x[a] += x[b], x[d] = rotate(x[d] ^ x[a], 16),           \
+     x[c] += x[d], x[b] = rotate(x[b] ^ x[c], 12),           \
+     x[a] += x[b], x[d] = rotate(x[d] ^ x[a], 8),            \
+     x[c] += x[d], x[b] = rotate(x[b] ^ x[c], 7))
 
 /* state: [16]: constants, key, counter and nonce. out: [64]. RFC 8439, section 2.3. */
 static void block(const uint32_t *state, uint8_t *out) {
     uint32_t x[16];
     memcpy(x, state, sizeof x);
     for (int i = 0; i < 10; i++) {
-        quarter(x, 0, 4, 8, 12), quarter(x, 1, 5, 9, 13), quarter(x, 2, 6, 10, 14), quarter(x, 3, 7, 11, 15);
-        quarter(x, 0, 5, 10, 15), quarter(x, 1, 6, 11, 12), quarter(x, 2, 7, 8, 13), quarter(x, 3, 4, 9, 14);
+        QUARTER(0, 4, 8, 12), QUARTER(1, 5, 9, 13), QUARTER(2, 6, 10, 14), QUARTER(3, 7, 11, 15);
+        QUARTER(0, 5, 10, 15), QUARTER(1, 6, 11, 12), QUARTER(2, 7, 8, 13), QUARTER(3, 4, 9, 14);
     }
     for (int i = 0; i < 16; i++) store(out + 4 * i, x[i] + state[i]);
 }
@@ -60,7 +60,8 @@ static void cipher(uint32_t *state, uint8_t *data, uint32_t num) {
 
 /* Poly1305 with five limbs of 26 bits (as D. J. Bernstein, A. Moon: poly1305-donna, public domain). */
 typedef struct {
-    uint32_t r[5], h[5], pad[4];
+    uint32_t r[9]; /* limb k at 4 + k; below it five times limb k + 5: 2^130 is 5, so what passes the top comes back so */
+    uint32_t h[5], pad[4];
 } poly;
 
 static uint64_t product(uint32_t a, uint32_t b) {
@@ -73,34 +74,32 @@ static uint64_t product(uint32_t a, uint32_t b) {
 }
 
 static void poly_begin(poly *p, const uint8_t *key) {
-    p->r[0] = load(key) & 0x3ffffffu;
-    p->r[1] = load(key + 3) >> 2 & 0x3ffff03u;
-    p->r[2] = load(key + 6) >> 4 & 0x3ffc0ffu;
-    p->r[3] = load(key + 9) >> 6 & 0x3f03fffu;
-    p->r[4] = load(key + 12) >> 8 & 0x00fffffu;
+    p->r[4] = load(key) & 0x3ffffffu;
+    p->r[5] = load(key + 3) >> 2 & 0x3ffff03u;
+    p->r[6] = load(key + 6) >> 4 & 0x3ffc0ffu;
+    p->r[7] = load(key + 9) >> 6 & 0x3f03fffu;
+    p->r[8] = load(key + 12) >> 8 & 0x00fffffu;
+    for (int i = 0; i < 4; i++) p->r[i] = 5 * p->r[5 + i];
     for (int i = 0; i < 5; i++) p->h[i] = 0;
     for (int i = 0; i < 4; i++) p->pad[i] = load(key + 16 + 4 * i);
 }
 
 /* h = (h + block) * r mod 2^130 - 5; from: [16]. The AEAD pads with zeros, so that every block is whole. */
 static void poly_block(poly *p, const uint8_t *from) {
-    uint32_t *h = p->h, carry = 0;
-    uint64_t d[5];
+    uint32_t *h = p->h, carry = 0, low[5];
     h[0] += load(from) & 0x3ffffffu;
     h[1] += load(from + 3) >> 2 & 0x3ffffffu;
     h[2] += load(from + 6) >> 4 & 0x3ffffffu;
     h[3] += load(from + 9) >> 6 & 0x3ffffffu;
     h[4] += load(from + 12) >> 8 | 1u << 24;
     for (int i = 0; i < 5; i++) {
-        d[i] = 0;
-        for (int j = 0; j < 5; j++) /* 2^130 is 5, so what goes past the top limb comes back five times */
-            d[i] += product(h[j], j <= i ? p->r[i - j] : 5 * p->r[5 + i - j]);
+        const uint32_t *r = p->r + 4 + i;
+        uint64_t sum = (uint64_t)carry + product(h[0], r[0]) + product(h[1], r[-1]) + product(h[2], r[-2]) +
+                       product(h[3], r[-3]) + product(h[4], r[-4]);
+        carry = (uint32_t)(sum >> 26);
+        low[i] = (uint32_t)sum & 0x3ffffffu;
     }
-    for (int i = 0; i < 5; i++) {
-        d[i] += carry;
-        carry = (uint32_t)(d[i] >> 26);
-        h[i] = (uint32_t)d[i] & 0x3ffffffu;
-    }
+    for (int i = 0; i < 5; i++) h[i] = low[i];
     h[0] += 5 * carry;
     h[1] += h[0] >> 26;
     h[0] &= 0x3ffffffu;
@@ -118,12 +117,14 @@ static void poly_add(poly *p, const uint8_t *from, uint32_t num) {
 
 static void poly_end(poly *p, uint8_t *tag) {
     uint32_t *h = p->h, less[5], carry = 0, mask;
-    for (int i = 1; i < 6; i++) {
-        h[i % 5] += carry;
-        carry = h[i % 5] >> 26;
-        h[i % 5] &= 0x3ffffffu;
-        if (i == 4) carry *= 5;
+    for (int i = 1; i < 5; i++) {
+        h[i] += carry;
+        carry = h[i] >> 26;
+        h[i] &= 0x3ffffffu;
     }
+    h[0] += 5 * carry;
+    carry = h[0] >> 26;
+    h[0] &= 0x3ffffffu;
     h[1] += carry;
     /* h or h - p, whichever is below p: less = h + 5 - 2^130. */
     carry = 5;
