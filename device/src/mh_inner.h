@@ -7,6 +7,7 @@
 #include "mh_rng.h"
 
 #define MH_MAX_ROWS 65535u /* of a set: an order of them is kept in 16 bits each */
+#define MH_FLASH_PAGE 4096u  /* the most that a port erases at once */
 #define MH_NO_REPLY (-1)   /* of an op: the message was broken on the way, so it gets no reply */
 
 /* CRC-32 of the names of metrics and tensors, as they are in frames. */
@@ -73,7 +74,7 @@ void mh_store_init(mh_store *s, const mh_port *port, uint32_t value_bytes);
 uint32_t mh_store_used(const mh_store *s);
 const uint8_t *mh_store_row(const mh_store *s, int set, uint32_t row);
 int32_t mh_store_label(const mh_store *s, int set, uint32_t row);
-enum mh_error mh_store_begin(mh_store *s, int set);
+enum mh_error mh_store_begin(mh_store *s, int set, uint8_t *spare, uint32_t room); /* spare: a page at most */
 enum mh_error mh_store_fits(const mh_store *s, int set, uint32_t num);
 enum mh_error mh_store_put(mh_store *s, int set, uint32_t row, uint32_t at, const void *from, uint32_t num);
 enum mh_error mh_store_put_label(mh_store *s, int set, uint32_t row, int32_t label);

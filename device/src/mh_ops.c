@@ -371,7 +371,9 @@ int mh_op_push(mh_device *d, mh_request *q) {
     if (q->rows < 0) return MH_ERROR_SETTING;
     d->batch.is_open = 0;
     if (q->step == 0) {
-        error = mh_store_begin(&d->store, q->rows);
+        uint32_t room; /* between ops, what lies behind the weights is free */
+        uint8_t *spare = mh_behind(d, d->model.head->persist_bytes, &room);
+        error = mh_store_begin(&d->store, q->rows, spare, room);
         if (error) return error;
     }
     while (q->in.num_tensors) {

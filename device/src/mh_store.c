@@ -28,15 +28,26 @@ int32_t mh_store_label(const mh_store *s, int set, uint32_t row) {
     return label;
 }
 
+/* A flash that is erased in pages only: what lies before `at` in its page is kept in the spare memory meanwhile. A power
+   failure would lose it, but after a restart all rows are pushed again. */
+static enum mh_error erase_inside(mh_store *s, uint32_t at, uint32_t end, uint8_t *spare, uint32_t room) {
+    uint32_t page = at / MH_FLASH_PAGE * MH_FLASH_PAGE, kept = at - page;
+    if (kept == 0 || kept > room) return MH_ERROR_FLASH;
+    memcpy(spare, s->port->store + page, kept);
+    if (s->port->flash_erase(s->port->self, s->port->store + page, end - page) < 0) return MH_ERROR_FLASH;
+    return mh_flash_put(s->port, s->port->store + page, spare, kept);
+}
+
 /* Forgets a set and those behind it, and makes their place ready to be written. */
-enum mh_error mh_store_begin(mh_store *s, int set) {
+enum mh_error mh_store_begin(mh_store *s, int set, uint8_t *spare, uint32_t room) {
     uint32_t at, i, end = s->port->store_bytes / 4 * 4;
     for (i = (uint32_t)set; i < MH_NUM_SETS; i++) s->count[i] = 0;
     at = place_of(s, set, 0);
     for (i = at; i < end; i++)
         if (s->port->store[i] != 0xff) break;
     if (i >= end) return MH_OK;
-    return s->port->flash_erase(s->port->self, s->port->store + at, end - at) < 0 ? MH_ERROR_FLASH : MH_OK;
+    if (s->port->flash_erase(s->port->self, s->port->store + at, end - at) >= 0) return MH_OK;
+    return erase_inside(s, at, end, spare, room);
 }
 
 /* Whether num more rows of a set fit, with no later set in their way. */

@@ -510,9 +510,17 @@ def test_a_hostile_blob_is_refused_or_harmless(hostile: Path, name: str, tmp_pat
     assert ran > 100
 
 
-def test_power_may_fail_at_any_write(tmp_path: Path) -> None:
-    lib = ctypes.CDLL(str(built(tmp_path, "power", "-shared", "-fPIC")))
-    old, new = (data for data in (blobs()["mlp"], blobs()["cnn"]))
+@pytest.fixture(scope="session")
+def power(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return ctypes.CDLL(str(built(tmp_path_factory.mktemp("c"), "power", "-shared", "-fPIC")))
+
+
+def test_a_set_begins_anew_inside_a_page_of_flash(power: ctypes.CDLL) -> None:
+    assert power.power_rows() == 0
+
+
+def test_power_may_fail_at_any_write(power: ctypes.CDLL) -> None:
+    lib, old, new = power, blobs()["mlp"], blobs()["cnn"]
     lib.power_fresh()
     assert lib.power_update(old, len(old), 10**6, 0) > 0
     things = lib.power_update(new, len(new), 10**6, 0)
