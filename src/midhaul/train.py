@@ -222,6 +222,7 @@ class _Run:
             **{f"devices/{name}": value for name, value in devices.items()},
         }
         rear = plant.kit.large if plant.scheme.large != "none" else None
+        stats = self.firmware.stats() if self.firmware is not None else []
         events = self.firmware.events if self.firmware is not None else []
         return {
             "scheme": plant.scheme.name,
@@ -251,6 +252,7 @@ class _Run:
             "absent": ledger.absent,
             "refused_replies": ledger.refused + sum(event["what"] == "refused" for event in events),
             "device_events": events,
+            "device_stats": stats,
             "refused_rows": len(plant.dataset.refused),
             "num_train_rows": sum(len(rows) for rows in plant.federation.train),
             "num_test_rows": sum(len(rows) for rows in plant.federation.test),

@@ -392,12 +392,13 @@ def test_what_happened_to_devices_on_firmware_is_a_table(tmp_path: Path, page: s
         {**at, "round": 3, "what": "rejoined", "reason": ""},
         {"device": 0, "address": "host:", "round": 0, "what": "connected", "reason": ""},
     ]
-    edit(run, "summary.json", device_events=events)
+    sizes = {"arena_peak_bytes": 8 * KIB, "arena_bytes": 32 * KIB, "stack_peak_bytes": KIB, "store_used_bytes": 0}
+    edit(run, "summary.json", device_events=events, device_stats=[{**at, **sizes}])
     shown = written([run]).partition("on firmware</h2>")[2].partition("</table>")[0]
     lines = [re.sub("<[^>]*>", " ", line).split() for line in re.findall("<tr>(.*?)</tr>", shown)]
     assert [" ".join(line) for line in lines[1:]] == [
         "fedavg 0 0 host: 0 0 0 0",
-        "fedavg 0 3 qemu:cortex-m4 1 0 0 1 round 2: the stream &lt;closed&gt;",
+        "fedavg 0 3 qemu:cortex-m4 8.0 KiB 25 % 1.0 KiB 1 0 0 1 round 2: the stream &lt;closed&gt;",
     ]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from midhaul import rng, tree
+from midhaul import report, rng, train, tree
+from midhaul.config import Config
 from midhaul.devices import machines, profiles
 from midhaul.errors import ConfigError
 from midhaul.runtime.blobs import DeviceBlobs
@@ -22,6 +23,7 @@ from midhaul.schemes import SCHEMES
 sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 from fleet_of_three import setting
 
+ORIGINAL = machines.open_machine
 BOARD = profiles.get("stm32l4")
 
 
@@ -117,6 +119,57 @@ def test_a_line_that_fails_costs_one_round_at_most(fault: str, happens: list[tup
     assert found == happens
     others = (0, 1, 2) if fault != "unplug" else (0, 1)
     assert [reply.devices for reply in replies] == [(0, 1, 2), (0, 1) if happens else (0, 1, 2), others, others]
+
+
+TWENTY = {
+    "data_num_devices": 20, "data_partition": "iid", "data_test": "device", "data_max_rows": 20, "data_public": 0.2,
+    "tiny_options": {"hidden": [8]}, "large_model": "mlp_large", "large_options": {"hidden": 16, "depth": 1},
+    "large_epochs": 1, "scheme_distill_epochs": 1, "scheme_name": "federated_transfer", "run_rounds": 4,
+    "run_engine": "firmware", "run_devices": "host:*20", "fleet_deadline_s": 3.0,
+}  # fmt: skip
+
+
+def test_a_run_of_twenty_says_what_happened_to_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two are unplugged and one is reset in mid-round: the run ends, and the summary and the report say so."""
+    # Written before the first round: a request for a session, HELLO, blob, rows, LOAD; in it FIT, rows, EVALUATE; then
+    # FIT and EVALUATE in each.
+    faults = {5: {9: "unplug"}, 14: {12: "unplug"}, 9: {11: "reset"}}
+    opened: list[Faulty] = []
+
+    def open_machine(address: str, **options: object) -> Faulty:
+        number = len(opened)
+        opened.append(Faulty(ORIGINAL(address, **options), {}))  # type: ignore[arg-type]
+        if number >= 20:
+            opened[-1].gone = True
+        return opened[-1]
+
+    monkeypatch.setattr(machines, "open_machine", open_machine)
+    plant_of = train.build
+
+    def build(*arguments: object, **options: object) -> object:
+        """As ever, but the devices are opened in their order, so that each has its own line."""
+        built = plant_of(*arguments, **options)  # type: ignore[arg-type]
+        for device, remote in built.engine.remotes.items():  # type: ignore[union-attr]
+            remote.wire = remote.place.open()
+            opened[device].faults = faults.get(device, {})
+        return built
+
+    monkeypatch.setattr(train, "build", build)
+    told: list[str] = []
+    summary = train.run(Config().replace(**TWENTY), tmp_path / "run", tell=told.append).summary
+    happened: dict[int, list[tuple[int, str]]] = {}
+    for event in summary["device_events"]:
+        if event["what"] != "connected":
+            happened.setdefault(event["device"], []).append((event["round"], event["what"]))
+    assert happened == {5: [(2, "lost")], 9: [(3, "lost"), (3, "reset"), (3, "rejoined")], 14: [(3, "lost")]}
+    assert sum("device 5 (host:) was lost: the line is dead" in line for line in told) == 1
+    assert sorted(stats["device"] for stats in summary["device_stats"]) == [d for d in range(20) if d not in (5, 14)]
+    assert all(0 < stats["arena_peak_bytes"] <= stats["arena_bytes"] for stats in summary["device_stats"])
+    page = report.write([tmp_path / "run"], tmp_path / "report.html").read_text()
+    table = page.partition("<h2>Devices on firmware</h2>")[2].partition("</table>")[0]
+    assert table.count("<tr>") == 21
+    assert table.count("the line is dead") == 2
+    assert table.count("what lay in its RAM is gone") == 1
 
 
 def test_keys_are_read_and_wrong_lines_named(tmp_path: Path) -> None:

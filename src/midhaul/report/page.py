@@ -132,22 +132,37 @@ def _crossed(study: Study, name: str) -> str:
 
 
 def _happened(study: Study, looks: dict[str, Style]) -> str:
-    """Gives a line a device behind an address: how often it was lost, reset, refused and back, and its last trouble."""
+    """Gives a line a device behind an address: what it measured, how often each thing happened, its last trouble."""
     lines = []
     for group in study.groups:
         for run in group.runs:
+            measured = {stats.device: stats for stats in run.device_stats}
             for device in sorted({event.device for event in run.device_events}):
                 own = [event for event in run.device_events if event.device == device]
                 counts = [str(sum(event.what == what for event in own)) for what in EVENTS[1:]]
                 troubles = [event for event in own if event.reason]
                 last = f"round {troubles[-1].round}: {troubles[-1].reason}" if troubles else ""
-                cells = [str(run.seed), str(device), f"<code>{_e(own[-1].address)}</code>", *counts, _e(last)]
+                stats = measured.get(device)
+                arena = _of(stats.arena_peak_bytes, stats.arena_bytes) if stats else ""
+                stack = format_bytes(stats.stack_peak_bytes) if stats and stats.stack_peak_bytes else ""
+                cells = [
+                    str(run.seed),
+                    str(device),
+                    f"<code>{_e(own[-1].address)}</code>",
+                    arena,
+                    stack,
+                    *counts,
+                    _e(last),
+                ]
                 lines.append([_label(group.label, looks), *cells])
     if not lines:
         return ""
-    heads = ["scheme", "seed", "device", "address", *EVENTS[1:], "the last that went wrong"]
-    note = "Devices behind an address run the C runtime; the others were simulated. Numbers are how often it happened."
-    return f'<h2>Devices on firmware</h2>{_table(heads, lines, (0, 3, 8))}<p class="note">{note}</p>'
+    heads = ["scheme", "seed", "device", "address", "arena", "stack", *EVENTS[1:], "the last that went wrong"]
+    note = (
+        "Devices behind an address run the C runtime; the others were simulated. Arena and stack are the most that the "
+        "device measured, the arena with its share of what there is; the other numbers are how often it happened."
+    )
+    return f'<h2>Devices on firmware</h2>{_table(heads, lines, (0, 3, 10))}<p class="note">{note}</p>'
 
 
 def _arena(run: Run, name: str) -> str:

@@ -58,6 +58,18 @@ class DeviceEvent:
 
 
 @dataclass(frozen=True)
+class DeviceStats:
+    """What a device behind an address measured of itself. Units: bytes; a stack of 0 couldn't be measured."""
+
+    device: int
+    address: str
+    arena_peak_bytes: int
+    arena_bytes: int
+    stack_peak_bytes: int
+    store_used_bytes: int
+
+
+@dataclass(frozen=True)
 class Run:
     """A finished run: its settings, what it came to and how it went."""
 
@@ -93,6 +105,7 @@ class Run:
     kinds: Mapping[str, Mapping[str, int]]  # direction ("up", "down") -> kind -> bytes
     buffers: tuple[Buffer, ...]
     device_events: tuple[DeviceEvent, ...]
+    device_stats: tuple[DeviceStats, ...]
     rounds: tuple[Round, ...]
 
 
@@ -137,7 +150,8 @@ def read_run(path: Path) -> Run:
         large=(large.text("model"), large.whole("parameters")) if large else None,
         kinds=_kinds(summary),
         buffers=tuple(_buffer(item) for item in summary.items("buffers")),
-        device_events=tuple(_event(item) for item in _events(summary)),
+        device_events=tuple(_event(item) for item in _listed(summary, "device_events")),
+        device_stats=tuple(_stats(item) for item in _listed(summary, "device_stats")),
         rounds=_rounds(path / "metrics.jsonl"),
     )
     last = run.rounds[-1]
@@ -276,9 +290,14 @@ def _buffer(item: _Fields) -> Buffer:
     return buffer
 
 
-def _events(summary: _Fields) -> list[_Fields]:
-    """Gives the events, of which runs from before there was firmware have no list."""
-    return summary.items("device_events") if "device_events" in summary.table else []
+def _listed(summary: _Fields, name: str) -> list[_Fields]:
+    """Gives a list of a summary that runs from before there was firmware don't have."""
+    return summary.items(name) if name in summary.table else []
+
+
+def _stats(item: _Fields) -> DeviceStats:
+    sizes = ("arena_peak_bytes", "arena_bytes", "stack_peak_bytes", "store_used_bytes")
+    return DeviceStats(item.whole("device"), item.text("address"), *(item.whole(name) for name in sizes))
 
 
 def _event(item: _Fields) -> DeviceEvent:

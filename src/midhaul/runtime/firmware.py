@@ -136,6 +136,24 @@ class Firmware:
             self.remotes[device].give(kept, momentum)
         self._restored = True
 
+    def stats(self) -> list[dict[str, Any]]:
+        """Gives what each device that can be reached measured of itself: peaks of arena and stack, bytes of the store.
+
+        Units: bytes. A stack of 0 is one that its port can't measure.
+        """
+        round = max((event["round"] for event in self.events), default=0)
+        jobs = {device: self._pool.submit(remote.stats, round) for device, remote in self.remotes.items()}
+        found = []
+        for device, job in jobs.items():
+            if metrics := job.result():
+                sizes = {
+                    f"{name}_bytes": int(metrics.get(name, 0.0)) for name in ("arena_peak", "stack_peak", "store_used")
+                }
+                sizes["arena_bytes"] = int(metrics.get("arena_bytes", 0.0))
+                found.append({"device": device, "address": self.remotes[device].place.address, **sizes})
+        self._report()
+        return found
+
     def close(self) -> None:
         """Lets go of all devices."""
         for remote in self.remotes.values():

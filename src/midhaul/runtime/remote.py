@@ -181,7 +181,7 @@ class Remote:
 
     def settle(self, round: int) -> None:
         """Brings home what only the device knows, if it can be reached."""
-        if self.ahead or self.momentum_ahead:
+        if (self.ahead or self.momentum_ahead) and not self._wait:
             self._guarded(lambda: self._settle(round), round)
 
     def give(self, kept: Tree, momentum: Tree) -> None:
@@ -191,7 +191,9 @@ class Remote:
         self.momentum_ahead, self.momentum_stale, self.in_flight = False, bool(momentum), False
 
     def stats(self, round: int) -> dict[str, float] | None:
-        """Gives what the device counted: ticks, peaks of arena and stack; None if it can't be reached."""
+        """Gives what the device measured of itself, by the names in STATS; None if it isn't there."""
+        if not self._sound:
+            return None
         return self._guarded(lambda: self._ask(Op.STATS, {}, {}, round).metrics, round)
 
     def close(self) -> None:
