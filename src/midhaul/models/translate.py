@@ -121,8 +121,8 @@ class _Norm:
 
 
 # What was exported of a module, while it lives: for each input shape and form of the module (its repr) its graph, its
-# layers' kinds, adapters and names.
-_Export = tuple[fx.Graph, dict[str, str], dict[str, LoRALinear | LoRAConv1x1], dict[str, str]]
+# layers' kinds, adapters, names of tensors, and names of the nodes that are outputs.
+_Export = tuple[fx.Graph, dict[str, str], dict[str, LoRALinear | LoRAConv1x1], dict[str, str], tuple[str, ...]]
 _EXPORTED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[tuple[int, ...], str], _Export]] = (
     weakref.WeakKeyDictionary()
 )
@@ -145,6 +145,7 @@ class _Reader:
     names: dict[str, str] = field(default_factory=dict)  # of parameters and buffers, by their placeholder
     refs: dict[fx.Node, _Ref] = field(default_factory=dict)
     taken: Counter[str] = field(default_factory=Counter)
+    outputs: tuple[str, ...] = ()
     end: int = 0
 
     def read(self) -> None:
@@ -180,8 +181,8 @@ class _Reader:
         made, key = _EXPORTED.setdefault(self.module, {}), (self.input_shape, repr(self.module))
         if key not in made:
             graph = self._exported()
-            made[key] = (graph, self.kinds, self.adapters, self.names)
-        graph, self.kinds, self.adapters, self.names = made[key]
+            made[key] = (graph, self.kinds, self.adapters, self.names, self.outputs)
+        graph, self.kinds, self.adapters, self.names, self.outputs = made[key]
         self.held: dict[str, torch.Tensor] = {
             **{name: value.detach() for name, value in self.module.named_parameters(remove_duplicate=False)},
             **{name: value.detach() for name, value in self.module.named_buffers(remove_duplicate=False)},
@@ -222,6 +223,7 @@ class _Reader:
             **signature.inputs_to_buffers,
             **signature.inputs_to_lifted_tensor_constants,
         }
+        self.outputs = tuple(signature.user_outputs)  # an input that is changed in place comes back beside them
         return cast(fx.Graph, program.graph)
 
     def _call(self, node: fx.Node) -> None:
@@ -303,12 +305,12 @@ class _Reader:
             self._refuse(node, "it can't be trained on a device: use norm = group")
         scale = 1.0 / np.sqrt(var + given["eps"]) * (1.0 if weight is None else weight)
         shift = (0.0 if bias is None else bias) - mean * scale
-        name = self._layer_name(node)
+        name, source = self._layer_name(node), self._plain(node, source)
         named = {"weight": f"{name}.weight", "bias": f"{name}.bias"}
         self.tensors[named["weight"]] = scale.astype(np.float32).reshape(-1, 1, 1, 1)
         self.tensors[named["bias"]] = shift.astype(np.float32)
         self.norms[len(self.layers)] = _Norm(scale, shift)
-        return self._layer(node, Kind.DEPTHWISE, (self._plain(node, source),), shape, groups=shape[0], weights=named)
+        return self._layer(node, Kind.DEPTHWISE, (source,), shape, groups=shape[0], weights=named)
 
     def _group_norm(self, node: fx.Node, source: _Ref, shape: tuple[int, ...]) -> _Ref:
         given = _given(node)
@@ -328,12 +330,12 @@ class _Reader:
         given, axes = _given(node), len(shape) - 1
         kind = Kind.MAX_POOL if _op(node).startswith("max") else Kind.AVERAGE_POOL
         own = _sides(given["padding"], axes)
-        if kind == Kind.MAX_POOL and any(source.zeros) and not self._never_negative(source.value):
-            self._refuse(node, f"use the pool's own padding instead of {source.zeros_by!r}", "behind zeros")
-        if kind == Kind.AVERAGE_POOL:
-            counts = given["count_include_pad"] and any(own)
-            if counts or given.get("divisor_override") or any(source.zeros):
-                self._refuse(node, "average what is inside: no padding, or count_include_pad = False", "with padding")
+        if given.get("divisor_override"):
+            self._refuse(node, "leave out divisor_override")
+        if kind == Kind.AVERAGE_POOL and any(own) and given["count_include_pad"]:
+            source, own = self._zeros(node, source, own), (0, 0, 0, 0)
+        if kind == Kind.AVERAGE_POOL or not self._never_negative(source.value):
+            source = self._plain(node, source)
         window = _pair(given["kernel_size"], axes, 1)
         stride = _pair(given["stride"], axes, 1) if given["stride"] else window
         dilation = _pair(given.get("dilation", 1), axes, 1)
@@ -342,7 +344,7 @@ class _Reader:
         for axis in (0, 1):  # with ceil_mode the last window may reach over the edge
             last = (want[axis + 1] - 1) * stride[axis] + dilation[axis] * (window[axis] - 1) + 1
             zeros[axis + 2] = max(zeros[axis + 2], last - have[axis + 1] - zeros[axis])
-        geometry = {"kernel": window, "stride": stride, "padding": tuple(zeros), "dilation": dilation}
+        geometry: dict[str, Any] = {"kernel": window, "stride": stride, "padding": tuple(zeros), "dilation": dilation}
         return self._layer(node, kind, (source,), shape, **geometry)
 
     def _adaptive(self, node: fx.Node, source: _Ref, shape: tuple[int, ...]) -> _Ref:
@@ -373,7 +375,11 @@ class _Reader:
         low, high = -math.inf if low is None else low, math.inf if high is None else high
         if not isinstance(low, int | float) or not isinstance(high, int | float) or not low < high:
             self._refuse(node, "clamp between two numbers")
-        return self._layer(node, Kind.CLAMP, (self._plain(node, source),), shape, low=float(low), high=float(high))
+        if not low <= 0.0 <= high:
+            source = self._plain(node, source)
+        inner = _inside(shape, source.zeros)
+        made = self._layer(node, Kind.CLAMP, (source,), inner, low=float(low), high=float(high))
+        return replace(source, value=made.value)
 
     def _add(self, node: fx.Node, source: _Ref, shape: tuple[int, ...]) -> _Ref:
         other = self.refs.get(cast(fx.Node, node.args[1]))
@@ -424,10 +430,11 @@ class _Reader:
         return source
 
     def _output(self, node: fx.Node) -> None:
-        outputs = cast(Any, node.args[0])
-        if len(outputs) != 1 or outputs[0] not in self.refs:
+        given = cast(Any, node.args[0])
+        outputs = [one for one in given if isinstance(one, fx.Node) and one.name in self.outputs]
+        if len(self.outputs) != 1 or len(outputs) != 1 or outputs[0] not in self.refs:
             raise ModelError(
-                f"{type(self.module).__name__} gives {len(outputs)} outputs, or one that its input doesn't change; "
+                f"{type(self.module).__name__} gives {len(self.outputs)} outputs, or one without the input; "
                 "a device runs one output of its layers"
             )
         self.end = self._plain(outputs[0], self.refs[outputs[0]]).value
@@ -448,12 +455,12 @@ class _Reader:
         return self._layer(node, kind, (source,), shape, weights=roles, lora_scale=scale, **geometry)
 
     def _layer(
-        self, node: fx.Node, kind: Kind, sources: tuple[_Ref, ...], shape: tuple[int, ...], **given: Any
+        self, node: fx.Node, kind: Kind, sources: tuple[_Ref, ...], shape: tuple[int, ...], name: str = "", **given: Any
     ) -> _Ref:
         for what in ("kernel", "stride", "padding", "dilation"):
             if max(given.get(what, (0,))) > _MOST_BYTE:
                 self._refuse(node, f"give it a {what} of at most {_MOST_BYTE}; pool in two steps if it is a pool")
-        name = self._layer_name(node)
+        name = name or self._layer_name(node)
         self.taken[name] += 1
         unique = name if self.taken[name] == 1 else f"{name}_{self.taken[name]}"
         out = self._value(self._canonical(node, shape))
@@ -466,11 +473,20 @@ class _Reader:
         return self._layer(node, Kind.RESHAPE, (source,), shape)
 
     def _plain(self, node: fx.Node, ref: _Ref) -> _Ref:
-        if any(ref.zeros):
-            self._refuse(
-                node, f"put the zeros of {ref.zeros_by!r} right before a convolution, or use its own padding", "padded"
-            )
-        return ref
+        """Gives a value without zeros still to be put around it: a depthwise layer of ones puts them there."""
+        if not any(ref.zeros):
+            return ref
+        name = f"{ref.zeros_by}.weight"
+        self.tensors[name] = np.ones((ref.shape[0], 1, 1, 1), np.float32)
+        given = {"groups": ref.shape[0], "padding": ref.zeros, "weights": {"weight": name}}
+        return self._layer(node, Kind.DEPTHWISE, (ref,), ref.shape, name=ref.zeros_by, **given)
+
+    def _zeros(self, node: fx.Node, ref: _Ref, zeros: tuple[int, int, int, int]) -> _Ref:
+        """Gives a value with zeros around it."""
+        top, left, bottom, right = zeros
+        added = (0, top + bottom, left + right)[-len(ref.shape) :] if len(ref.shape) > 2 else (0, left + right)
+        shape = tuple(a + b for a, b in zip(ref.shape, added, strict=True))
+        return _Ref(ref.value, shape, _sum(ref.zeros, zeros), ref.zeros_by or f"{self._layer_name(node)}_pad")
 
     def _never_negative(self, value: int) -> bool:
         return any(layer.out == value and layer.kind == Kind.CLAMP and layer.low >= 0 for layer in self.layers)
@@ -695,6 +711,13 @@ def _sides(padding: Any, axes: int) -> tuple[int, int, int, int]:
         return (0, 0, 0, 0)
     top, left = _pair(padding, axes, 0)
     return (top, left, top, left)
+
+
+def _inside(shape: tuple[int, ...], zeros: tuple[int, int, int, int]) -> tuple[int, ...]:
+    """Gives the shape of what zeros lie around."""
+    top, left, bottom, right = zeros
+    around = (0, top + bottom, left + right) if len(shape) > 2 else (0, left + right)
+    return tuple(size - less for size, less in zip(shape, around, strict=True)) if any(zeros) else shape
 
 
 def _sum(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, int, int, int]:
