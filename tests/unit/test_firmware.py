@@ -211,6 +211,19 @@ def test_a_device_that_lies_is_refused_and_counted(lie: str, words: str) -> None
     assert words in engine.events[-1]["reason"]
 
 
+def test_a_device_that_comes_back_as_another_is_not_taken_back() -> None:
+    """One that says it has another memory than before would end the run, or have it write where nothing is."""
+    kit, program, population = setting(SCHEMES["fedavg"])
+    engine, twins = fleet("fedavg", kit, program, population)
+    message = kit.fit(program.initial, train="whole", send="whole")
+    assert len(engine.exchange(message, key=key(1))) == 3
+    twins[1].arena_bytes = 10
+    twins[1].fault = at(Op.FIT, 2, "hang")
+    assert [engine.exchange(message, key=key(number)).devices for number in (2, 3, 4)] == [(0, 2)] * 3
+    assert "its arena_bytes is 10 and was" in engine.remotes[1].why_lost
+    assert happened(engine) == {1: [(2, "lost")]}
+
+
 def test_a_fleet_of_liars_ends_the_run_in_one_sentence() -> None:
     kit, program, population = setting(SCHEMES["fedavg"])
     engine, twins = fleet("fedavg", kit, program, population)

@@ -25,6 +25,8 @@ from midhaul.tree import Tree
 
 Answer = TypeVar("Answer")
 
+PROTOCOL = 1
+PACKINGS = (0, 1, 2)  # of int8 weights, as mh_blob.h numbers them
 CHUNK_BYTES = 8192  # of a blob or of rows in one message
 MAX_REPLY_BYTES = 1 << 26
 MAX_ROWS = 65535  # of a set, as the device counts them
@@ -43,6 +45,7 @@ GREETING = (
     "packing",
     "boots",
 )
+_STEADY = ("arena_bytes", "slot_bytes", "store_bytes", "packing")
 STATS = ("ticks", "arena_peak", "stack_peak", "arena_bytes", "store_used", "frames_refused")
 METRICS = tuple(dict.fromkeys(("rows", "loss", "correct", "error", *GREETING, *STATS)))
 _ANSWERS: dict[Op, tuple[str, ...]] = {
@@ -275,9 +278,17 @@ class Remote:
         settings: Settings = {"seed_low": _signed(low), "seed_high": _signed(high)}
         limit_s = min(self.deadline_s, HELLO_S) if self.was_connected else self.deadline_s
         metrics = self._ask(Op.HELLO, settings, {}, round, limit_s).metrics
-        if missing := [name for name in GREETING if name not in metrics]:
-            raise Refused(f"its HELLO doesn't say {missing[0]}")
-        return {name: int(metrics[name]) for name in GREETING}
+        if missing := [name for name in GREETING if not 0 <= metrics.get(name, -1.0) < 2**53]:
+            raise Refused(f"its HELLO doesn't say {missing[0]}, or a number that can't be")
+        found = {name: int(metrics[name]) for name in GREETING}
+        if found["protocol"] != PROTOCOL or found["packing"] not in PACKINGS:
+            raise Refused(
+                f"it speaks protocol {found['protocol']} with packing {found['packing']}, and this side protocol "
+                f"{PROTOCOL} with packings {PACKINGS[0]} to {PACKINGS[-1]}; flash the firmware of this version"
+            )
+        if changed := [name for name in _STEADY if found[name] != self.greeting.get(name, found[name])]:
+            raise Refused(f"its {changed[0]} is {found[changed[0]]} and was {self.greeting[changed[0]]}")
+        return found
 
     def _ask(self, op: Op, settings: Settings, tree: Tree, round: int, limit_s: float = 0.0) -> Frame:
         """Sends one message and gives the checked reply; tensors are still to be checked against the program."""
