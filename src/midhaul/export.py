@@ -31,7 +31,7 @@ from midhaul.models.int8 import Int8Front
 from midhaul.models.prepare import prepare
 from midhaul.models.quantise import quantise
 from midhaul.models.translate import translate
-from midhaul.net import Layer, Net, macs
+from midhaul.net import Kind, Layer, Net, macs
 from midhaul.units import format_bytes
 
 PRECISIONS = ("float32", "int8")
@@ -187,12 +187,15 @@ def export(
     found = _run(Path(subject), data, device) if is_run else _model(subject, data, shape, classes)
     precision = precision or ("int8" if isinstance(found.module, Int8Front) else "float32")
     net, names, notes = _net(found, precision, slice, norm)
+    # A blob that only infers runs all of the layers on each row; one that trains keeps what its frozen ones give.
+    quantised = net.layers[0].out if net.layers[0].kind == Kind.QUANTISE else 0
     made = blob.compile(
         net,
         {slice: names} if slice else {},
         fits=(slice,) if slice and not found.is_front else (),
         splits=(slice,) if slice and found.is_front else (),
         momentum=found.momentum,
+        stored=None if slice else quantised,
         num_classes=0 if found.is_front else None,
         packing=footprint.packing(board.core),
     )
@@ -247,7 +250,8 @@ def _run(folder: Path, data: str, device: int | None) -> _Subject:
     rows = _rows(load(data)) if data else kit.public.x.numpy() if len(kit.public) else None
     name, is_front = f"{built.tiny_name} of {folder.name}", built.scheme.part != "whole"
     if is_front:
-        notes.append(f"the device's half, cut behind {kit.cfg.cut}")
+        tail = "; the tail behind the server isn't in it" if kit.program.tail is not None else ""
+        notes.append(f"the device's half, cut behind {kit.cfg.cut}{tail}")
     return _Subject(name, module, kit.program.input_shape, rows, tuple(notes), is_front, kit.cfg.momentum > 0.0)
 
 
