@@ -155,10 +155,10 @@ class Firmware:
         return found
 
     def close(self) -> None:
-        """Lets go of all devices."""
+        """Lets go of all devices, once what they are doing has ended or its deadline has passed."""
+        self._pool.shutdown(cancel_futures=True)
         for remote in self.remotes.values():
             remote.close()
-        self._pool.shutdown()
 
     def _simulate(self, message: Message, asked: list[int], places: list[int], key: rng.Key) -> Replies:
         if message.op == Op.LOAD and not message.each and set(asked) >= set(self.devices):
