@@ -408,7 +408,7 @@ int mh_op_stats(mh_device *d, mh_request *q) {
     if (error) return error;
     while (peak && d->port->arena[peak - 1] == PAINT) peak--;
     m[0].id = MH_ID_TICKS, m[0].value = (double)d->ticks;
-    m[1].id = MH_ID_ARENA_PEAK, m[1].value = (double)peak;
+    m[1].id = MH_ID_ARENA_PEAK, m[1].value = (double)((peak + 15) / 16 * 16); /* buffers are whole pieces of 16 */
     m[2].id = MH_ID_STACK_PEAK, m[2].value = (double)d->port->stack_peak(d->port->self);
     m[3].id = MH_ID_ARENA_BYTES, m[3].value = (double)d->port->arena_bytes;
     m[4].id = MH_ID_STORE_USED, m[4].value = (double)mh_store_used(&d->store);

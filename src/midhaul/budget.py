@@ -152,24 +152,27 @@ def plan(
     train: Iterable[str] = (),
     batch: int = 1,
     num_examples: int = 1,
+    num_rows: int = 1,
     momentum: bool = False,
     keeps_start: bool = False,
     cut: str = "",
     is_tail: bool = False,
     resident_bytes: int = 0,
+    compiler: str = footprint.DEFAULT,
 ) -> Budget:
     """Gives what an op needs.
 
     `train` names the parameters that change on the device and so live in SRAM, whatever the op. `batch` is the rows of
-    a step. `num_examples` are those that MACs, seconds and joules are for. `momentum` keeps a velocity of each trained
-    parameter; `keeps_start` their values before the op, which a proximal term or clipping needs. FORWARD and BACKWARD
-    are of the device's half of a split model: `module` is that half, or the whole model with its `cut`; BACKWARD with
-    nothing named trains all of it. `is_tail` is for BACKWARD of the last part of a U-shaped split, whose input
-    [batch, ...] comes from the server and whose input's gradient goes back in its place. `resident_bytes` is SRAM that
-    something else keeps all the while, such as the other part of a U shape.
+    a step, `num_examples` what MACs, seconds and joules are for, `num_rows` the rows that the device holds, whose order
+    takes 2 bytes each. `momentum` keeps a velocity of each trained parameter; `keeps_start` their values before the op,
+    which a proximal term or clipping needs. FORWARD and BACKWARD are of the device's half of a split model: `module` is
+    that half, or the whole model with its `cut`; BACKWARD with nothing named trains all of it. `is_tail` is for
+    BACKWARD of the last part of a U-shaped split, whose input [batch, ...] comes from the server and whose input's
+    gradient goes back in its place. `resident_bytes` is SRAM that something else keeps all the while, such as the other
+    part of a U shape. `compiler`, gcc or zig, is what the firmware is built by.
     Raises: BudgetError for a model that can't be traced, SliceError for a cut or a name that the model lacks.
     """
-    if batch < 1 or num_examples < 0:
+    if batch < 1 or num_examples < 0 or num_rows < 0:
         raise BudgetError(f"can't budget a batch of {batch} rows and {num_examples} examples; give at least 1 and 0")
     uncut = module
     if cut:
@@ -178,7 +181,7 @@ def plan(
     if op is Op.BACKWARD and not names:
         names = tuple(name for name, _ in module.named_parameters())
     done = work(board, macs_per_example(count.layers(module, input_shape), op, names, is_tail=is_tail) * num_examples)
-    runtime = footprint.of(board.core)
+    runtime = footprint.of(board.core, compiler)
     compiled, why = None, "the tail of a U shape isn't run by the device runtime yet"
     if not is_tail:
         compiled, why = _compiled(uncut, input_shape, board, op, names, momentum, keeps_start, cut)
@@ -187,12 +190,12 @@ def plan(
         steps += _persistent(module, names, op, momentum, keeps_start, _end(steps))
         placed, blob_bytes = arena.place(steps), _weights_bytes(module)
     else:
-        placed, blob_bytes = _planned(compiled, op, num_examples), len(compiled.data)
+        placed, blob_bytes = _planned(compiled, op, num_rows), len(compiled.data)
     return Budget(
         board,
         op,
         flash_bytes=runtime.code_bytes + footprint.slots_bytes(blob_bytes),
-        sram_bytes=arena.peak(placed) + resident_bytes + runtime_sram_bytes(board),
+        sram_bytes=arena.peak(placed) + resident_bytes + runtime.static_bytes + runtime.stack_bytes,
         macs=done.macs,
         seconds=done.seconds,
         joules=done.joules,
@@ -209,6 +212,7 @@ def of_slices(
     op: Op = Op.FIT,
     *,
     batch: int = 1,
+    num_rows: int = 1,
     momentum: bool = False,
     keeps_start: bool = False,
 ) -> dict[str, Budget]:
@@ -223,18 +227,41 @@ def of_slices(
     def of(spec: str) -> Budget:
         train = names[spec]
         return plan(
-            module, input_shape, board, op, train=train, batch=batch, momentum=momentum, keeps_start=keeps_start
+            module,
+            input_shape,
+            board,
+            op,
+            train=train,
+            batch=batch,
+            num_rows=num_rows,
+            momentum=momentum,
+            keeps_start=keeps_start,
         )
 
     return {spec: of(spec) for spec in order}
 
 
 def of_cuts(
-    module: nn.Module, input_shape: tuple[int, ...], board: Board, *, batch: int = 1, momentum: bool = False
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    board: Board,
+    *,
+    batch: int = 1,
+    num_rows: int = 1,
+    momentum: bool = False,
 ) -> dict[str, Budget]:
     """Gives the budget of BACKWARD on the device's half for each cut of a model, the earliest cut first."""
     return {
-        point.name: plan(module, input_shape, board, Op.BACKWARD, batch=batch, momentum=momentum, cut=point.name)
+        point.name: plan(
+            module,
+            input_shape,
+            board,
+            Op.BACKWARD,
+            batch=batch,
+            num_rows=num_rows,
+            momentum=momentum,
+            cut=point.name,
+        )
         for point in slices.cut_points(module, input_shape)
     }
 
@@ -254,6 +281,7 @@ def require(
     spec: str = "whole",
     cut: str = "",
     batch: int = 1,
+    num_rows: int = 1,
     momentum: bool = False,
     keeps_start: bool = False,
     enforce: bool = True,
@@ -271,6 +299,7 @@ def require(
         op,
         train=names,
         batch=batch,
+        num_rows=num_rows,
         momentum=momentum,
         keeps_start=keeps_start,
         cut=cut,
@@ -283,7 +312,7 @@ def require(
             f"{subject} needs {found.flash_bytes:,} B of flash on {board.name} ({board.flash_bytes:,} B): "
             f"{over:,} B over; {'cut it earlier, or ' if cut else ''}choose a smaller model or a larger board"
         )
-    advice = _advice(module, input_shape, board, op, cut, batch, momentum, keeps_start)
+    advice = _advice(module, input_shape, board, op, cut, batch, num_rows, momentum, keeps_start)
     raise BudgetError(
         f"{subject} needs {found.sram_bytes:,} B of SRAM on {board.name} ({board.sram_bytes:,} B): "
         f"{found.over_sram_bytes:,} B over; {advice}"
@@ -305,14 +334,24 @@ def _advice(
     op: Op,
     cut: str,
     batch: int,
+    num_rows: int,
     momentum: bool,
     keeps_start: bool,
 ) -> str:
     if cut:
-        what, budgets = "cut", of_cuts(module, input_shape, board, batch=batch, momentum=momentum)
+        what, budgets = "cut", of_cuts(module, input_shape, board, batch=batch, num_rows=num_rows, momentum=momentum)
     elif op in _TRAINING:
         what = "slice"
-        budgets = of_slices(module, input_shape, board, op, batch=batch, momentum=momentum, keeps_start=keeps_start)
+        budgets = of_slices(
+            module,
+            input_shape,
+            board,
+            op,
+            batch=batch,
+            num_rows=num_rows,
+            momentum=momentum,
+            keeps_start=keeps_start,
+        )
     else:
         return "choose a smaller model or a larger board"
     name = largest_that_fits(budgets)
@@ -350,17 +389,18 @@ def _compiled(
     return made, ""
 
 
-def _planned(made: Blob, op: Op, num_examples: int) -> tuple[Buffer, ...]:
+def _planned(made: Blob, op: Op, num_rows: int) -> tuple[Buffer, ...]:
     """Gives the buffers of the most demanding plan; a device that trains takes rows in and tests as well."""
     always = _resident(made)
     if op in _IDLE:
         return always
     wanted = {PlanKind.INFER, PlanKind.STORE} | ({PlanKind.TRAIN, PlanKind.BACKWARD} if op in _TRAINING else set())
-    shuffles = {Op.FIT: PlanKind.TRAIN, Op.ADAPT: PlanKind.TRAIN, Op.FORWARD: PlanKind.INFER}
+    kinds = {Op.FORWARD: PlanKind.INFER, Op.BACKWARD: PlanKind.BACKWARD}
+    shuffles = kinds.get(op, PlanKind.TRAIN)
 
     def of(one: Plan) -> tuple[Buffer, ...]:
         end = max((b.last for b in one.buffers), default=0)
-        order = plans.rounded(2 * num_examples) if shuffles.get(op) == one.kind else 0
+        order = plans.rounded(2 * num_rows) if one.kind == shuffles else 0
         behind = (Buffer("order of the rows", order, 0, end, one.arena_bytes),) if order else ()
         return (*(replace(b, last=end) for b in always), *one.buffers, *behind)
 

@@ -128,7 +128,7 @@ def build(
         engine = Stacked(program, population, settings.parse_bytes(config.run.memory))
     radio = radios.get(config.link.radio)
     device = program.module if chosen.part == "whole" else prepared.module
-    need = _need(kit, chosen, device, board, data)
+    need = _need(kit, chosen, device, board, data, max((len(rows) for rows in federation.train), default=1))
     names = (
         type(module).__name__ if module is not None else config.tiny.model,
         type(large_module).__name__ if large_module is not None else config.large.model,
@@ -274,7 +274,7 @@ def _large(
         return large.build(config.large.model, shape, classes, **options)
 
 
-def _need(kit: Kit, scheme: Scheme, whole: nn.Module, board: Board, data: Dataset) -> budget.Budget:
+def _need(kit: Kit, scheme: Scheme, whole: nn.Module, board: Board, data: Dataset, num_rows: int) -> budget.Budget:
     """Gives the largest need of the scheme's work on a device. Raises: BudgetError if the board has less."""
     cfg, program, shape = kit.cfg, kit.program, data.input_shape
     # A device that only hands over its examples holds no model.
@@ -288,6 +288,7 @@ def _need(kit: Kit, scheme: Scheme, whole: nn.Module, board: Board, data: Datase
             spec=work.train if work.op == Op.FIT else "none",
             cut=cfg.cut if work.op in (Op.FORWARD, Op.BACKWARD) else "",
             batch=cfg.batch or 1,
+            num_rows=num_rows,
             momentum=cfg.momentum > 0.0,
             keeps_start=kit.config.privacy.clip > 0.0 or (scheme.name == "fedprox" and cfg.proximal_mu > 0.0),
             enforce=kit.config.fleet.check,

@@ -58,7 +58,7 @@ def test_training_a_two_layer_network_by_hand() -> None:
 
 
 def test_the_order_of_the_rows_takes_two_bytes_a_row() -> None:
-    one, many = (needs(mlp(), (4,), Op.FIT, names(mlp()), num_examples=num)[0] for num in (8, 400))
+    one, many = (needs(mlp(), (4,), Op.FIT, names(mlp()), num_rows=num)[0] for num in (8, 400))
     assert many - one == 800 - 16
 
 
@@ -86,9 +86,9 @@ def test_split_learning_by_hand() -> None:
     front = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     # Rows of h go out, and rows of g come in, one at a time: the batch takes nothing.
     assert needs(front, (4,), Op.FORWARD, names(front), batch=10) == (64 + 16 + 16 + 16, 12)
-    # BACKWARD runs the forward pass again: x, hidden, g, the sums.
-    assert needs(front, (4,), Op.BACKWARD, names(front), batch=10) == (2 * 64 + 3 * 16, 12 + 12)
-    assert needs(mlp(), (4,), Op.BACKWARD, [], batch=10, cut="1") == (2 * 64 + 3 * 16, 24)
+    # BACKWARD runs the forward pass again: x, hidden, g, the sums, and the order of the rows.
+    assert needs(front, (4,), Op.BACKWARD, names(front), batch=10) == (2 * 64 + 4 * 16, 12 + 12)
+    assert needs(mlp(), (4,), Op.BACKWARD, [], batch=10, cut="1") == (2 * 64 + 4 * 16, 24)
 
 
 def test_what_the_device_runtime_can_not_run_is_estimated_and_the_budget_says_why() -> None:

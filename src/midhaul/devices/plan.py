@@ -106,6 +106,10 @@ def stored_value(net: Net, trained: Collection[str]) -> int:
         ahead = {layer.out for layer in net.layers[place + 1 :]} | {layer.out}
         if place + 1 < len(net.layers) and all(v in ahead for later in net.layers[place + 1 :] for v in later.inputs):
             best = layer.out
+    # Dequantising and another shape cost nothing to do again, so the narrower form is kept.
+    makers = {layer.out: layer for layer in net.layers}
+    while best in makers and makers[best].kind in (Kind.DEQUANTISE, Kind.RESHAPE):
+        best = makers[best].inputs[0]
     return best
 
 

@@ -1,4 +1,4 @@
-"""Why a device refused a message, in words: the metric `error` of its reply is a number of device/include/mh_error.h."""
+"""Why a device refused a message, in words: the metric `error` of its reply is a number of mh_error.h."""
 
 from __future__ import annotations
 
