@@ -151,7 +151,7 @@ def memory_of(board: Board | None, slot_bytes: int | None = None, stack_bytes: i
     slot = min(toolchain.default_slot_bytes(board), _MOST_BYTES) if slot_bytes is None else slot_bytes
     pages = toolchain.PAGE_BYTES
     slot = -(-slot // pages) * pages
-    store = (board.flash_bytes - own.code_bytes) // pages * pages - 2 * slot
+    store = board.external_bytes or (board.flash_bytes - own.code_bytes) // pages * pages - 2 * slot
     arena = (board.sram_bytes - own.static_bytes - stack_bytes) // 16 * 16
     return Memory(min(arena, _MOST_BYTES), slot, min(max(store, 0), _MOST_BYTES))
 
@@ -323,6 +323,9 @@ class UnicornMachine:
         rest = place.flash_at + board.flash_bytes - slots
         self._uc.mem_map(slots, rest, u.UC_PROT_READ | u.UC_PROT_WRITE)
         self._uc.mem_map(place.ram_at, board.sram_bytes, u.UC_PROT_READ | u.UC_PROT_WRITE)
+        if board.external_bytes:
+            self._uc.mem_map(place.external_at, board.external_bytes, u.UC_PROT_READ | u.UC_PROT_WRITE)
+            self._uc.mem_write(place.external_at, b"\xff" * board.external_bytes)
         self._uc.mem_write(slots, b"\xff" * rest)
         for segment in self._elf.segments:
             self._uc.mem_write(segment.address, segment.data)

@@ -66,6 +66,7 @@ class Core:
     ram_at: int = 0x20000000
     uart_at: int = 0x40004000
     ticks_at: int = 0x40028018
+    external_at: int = 0x21000000
     boot_at: int = -1
 
 
@@ -110,6 +111,7 @@ CORES: dict[str, Core] = {
             ram_at=0x38000000,
             uart_at=0x50200000,
             ticks_at=0x50302018,
+            external_at=0x80000000,
         ),
         Core(
             "cortex-m55",
@@ -122,6 +124,7 @@ CORES: dict[str, Core] = {
             ram_at=0x71000000,
             uart_at=0x59303000,
             ticks_at=0x59302018,
+            external_at=0x60000000,
             boot_at=0,
         ),
     )
@@ -436,6 +439,7 @@ def build(
     slot = default_slot_bytes(board) if slot_bytes is None else -(-slot_bytes // PAGE_BYTES) * PAGE_BYTES
     compiler = compiler or firmware_compiler()
     real = port == "nrf52840"
+    external = 0 if real else board.external_bytes  # that port has no driver for it
     root = sources()
     bare = root / "port" / "cortexm"
 
@@ -464,6 +468,8 @@ def build(
         "STACK_BYTES": str(-(-stack_bytes // 16) * 16),
         "SLOT_BYTES": str(slot),
         "PAGE_BYTES": str(PAGE_BYTES),
+        "STORE_LOW": hex(made_for.external_at) if external else "mh_slots_high",
+        "STORE_HIGH": hex(made_for.external_at + external) if external else "mh_flash_high",
         "BOOT_REGION": f"    BOOT (rx) : ORIGIN = {made_for.boot_at:#x}, LENGTH = 64" if boots else "",
         "BOOT_SECTION": "    .boot_vectors : { KEEP(*(.boot_vectors)) } > BOOT" if boots else "",
     }
@@ -478,7 +484,7 @@ def build(
         link += ["-lgcc"] if compiler.kind == "gcc" else ["-rtlib=compiler-rt"]
         _run(link, f"firmware for {board.name}")
         image = elf.read((folder / "firmware.elf").read_bytes())
-        over = image.address("mh_store_low") - image.address("mh_store_high")
+        over = image.address("mh_slots_high") - image.address("mh_flash_high")
         if over > 0:
             raise _Overflow({"FLASH": over})
         (folder / "firmware.map").write_text(_map(image))
@@ -504,7 +510,7 @@ def build(
     flash = {
         "code": code,
         "data": at("mh_data_high") - at("mh_data_low"),
-        "slots": at("mh_store_low") - at("mh_slot0"),
+        "slots": at("mh_slots_high") - at("mh_slot0"),
         "store": at("mh_store_high") - at("mh_store_low"),
     }
     ram = {
