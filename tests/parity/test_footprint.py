@@ -108,7 +108,7 @@ def test_flash_and_sram_are_what_the_budget_says(
     slot = footprint.slots_bytes(len(compiled.data)) // 2
     image = toolchain.build(on, slot_bytes=slot, compiler=toolchain.firmware_compiler(kind))
     flash_at = toolchain.CORES[image.core].flash_at
-    assert image.symbols["mh_store_low"] - flash_at == need.flash_bytes
+    assert image.symbols["mh_slots_high"] - flash_at == need.flash_bytes
     static = image.ram["data"] + image.ram["bss"] + image.ram["stack"]
     peak = high_water(on, compiled, shape, classes, op, momentum, slot, kind)
     assert static + peak == need.sram_bytes

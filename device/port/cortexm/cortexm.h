@@ -22,7 +22,8 @@ extern const mh_config mh_image_config;
 
 /* From the linker script. */
 extern uint8_t mh_stack_low[], mh_stack_high[], mh_data_low[], mh_data_high[], mh_data_from[], mh_bss_low[], mh_bss_high[];
-extern uint8_t mh_arena_low[], mh_arena_high[], mh_slot0[], mh_slot1[], mh_store_low[], mh_store_high[];
+extern uint8_t mh_arena_low[], mh_arena_high[], mh_slot0[], mh_slot1[], mh_slots_high[], mh_store_low[],
+    mh_store_high[];
 
 void mh_reset(void);
 /* Fills in all that doesn't depend on the port: arena, slots, store, key, stack_peak. */

@@ -32,6 +32,7 @@ void mh_memory_flash(mh_port *port)
     port->flash_erase = mh_memory_erase;
     port->flash_write = mh_memory_write;
     if ((mh_image_config.flags & MH_CONFIG_FRESH) != 0) {
-        mh_memory_erase(0, mh_slot0, (uint32_t)((uintptr_t)mh_store_high - (uintptr_t)mh_slot0));
+        mh_memory_erase(0, mh_slot0, (uint32_t)((uintptr_t)mh_slots_high - (uintptr_t)mh_slot0));
+        mh_memory_erase(0, mh_store_low, (uint32_t)((uintptr_t)mh_store_high - (uintptr_t)mh_store_low));
     }
 }

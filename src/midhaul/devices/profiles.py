@@ -37,6 +37,7 @@ class Board:
     cycles_per_mac_s8: float
     radio: str
     sources: dict[str, str]
+    external_bytes: int = 0  # flash of another chip on the board, for the rows that the device collects
 
     def seconds(self, macs: int) -> float:
         """Gives the time of so many float MACs."""
@@ -185,7 +186,9 @@ _ALL = (
             "nRF52840 product specification, System ON with the whole RAM retained: 2.35 uA at 3 V",
             _F32_M4,
             _S8_M4,
-        ),
+        )
+        | {"external_bytes": "nRF52840 DK: 64 Mbit of external flash (MX25R6435F)"},
+        external_bytes=8 * _MIB,
     ),
     Board(
         "stm32h7",
@@ -231,7 +234,9 @@ _ALL = (
             "estimate: 3 uA at 3 V",
             _F32_M4 + "; the M33's pipeline taken as the M4's",
             _S8_M4 + "; the M33's pipeline taken as the M4's",
-        ),
+        )
+        | {"external_bytes": "nRF5340 DK: 64 Mbit of external flash (MX25R6435F)"},
+        external_bytes=8 * _MIB,
     ),
     Board(
         "nrf9160",
