@@ -30,12 +30,12 @@ FOOTPRINTS: dict[tuple[str, str], Footprint] = {
     ("gcc", "Cortex-M4F"): Footprint(53248, 1568, 3072),
     ("gcc", "Cortex-M55"): Footprint(49152, 1568, 3072),
     ("gcc", "Cortex-M7"): Footprint(53248, 1568, 3072),
-    ("zig", "Cortex-M0+"): Footprint(77824, 1568, 3072),
-    ("zig", "Cortex-M3"): Footprint(90112, 1568, 3072),
-    ("zig", "Cortex-M33"): Footprint(81920, 1568, 3072),
-    ("zig", "Cortex-M4F"): Footprint(81920, 1568, 3072),
-    ("zig", "Cortex-M55"): Footprint(73728, 1568, 3072),
-    ("zig", "Cortex-M7"): Footprint(77824, 1568, 3072),
+    ("zig", "Cortex-M0+"): Footprint(61440, 1568, 3072),
+    ("zig", "Cortex-M3"): Footprint(57344, 1568, 3072),
+    ("zig", "Cortex-M33"): Footprint(57344, 1568, 3072),
+    ("zig", "Cortex-M4F"): Footprint(57344, 1568, 3072),
+    ("zig", "Cortex-M55"): Footprint(53248, 1568, 3072),
+    ("zig", "Cortex-M7"): Footprint(57344, 1568, 3072),
 }
 # end
 
