@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 from midhaul.errors import ModelError
 from midhaul.models import quantise as q
+from midhaul.models.int8 import Int8Body
 from midhaul.models.translate import translate
 from midhaul.net import Kind, Layer, Net, Value
 
@@ -126,7 +127,7 @@ def test_the_body_is_near_the_float_network() -> None:
     assert set(made.tensors) == {"h", "i"}
     weights = {name: torch.as_tensor(value) for name, value in net.tensors.items()}
     want = q._run(net, torch.as_tensor(x), weights)[8].numpy()
-    got = q.Int8Body(made)(torch.as_tensor(x)).numpy()
+    got = Int8Body(made)(torch.as_tensor(x)).numpy()
     assert got.shape == (200, 10)
     assert np.abs(got - want.reshape(200, 10)).mean() < 0.02 * want.max()
 
@@ -141,7 +142,7 @@ def test_the_torch_body_gives_the_integers_of_the_reference(upto: str | None) ->
     end = next(layer for layer in made.layers if layer.kind == Kind.DEQUANTISE)
     value = made.values[end.inputs[0]]
     want = q.dequantised(q.integers(made, x)[end.inputs[0]], value)
-    body = q.Int8Body(made, shape=value.shape)
+    body = Int8Body(made, shape=value.shape)
     got = body(torch.as_tensor(x))
     assert got.dtype == torch.float32
     assert np.array_equal(got.numpy(), want)
@@ -195,13 +196,13 @@ def test_digits_lose_less_than_half_a_point() -> None:
         exact = (model(x[test]).argmax(1) == y[test]).double().mean().item()
     net = translate(model.eval(), (1, 8, 8))
     made = q.quantise(net, x[order[:200]].numpy())
-    rounded = (q.Int8Body(made)(x[test]).argmax(1) == y[test]).double().mean().item()
+    rounded = (Int8Body(made)(x[test]).argmax(1) == y[test]).double().mean().item()
     assert exact > 0.93
     assert rounded > exact - 0.005
     tuned = q.fine_tune(net, x[order[:1200]].numpy(), y[order[:1200]].numpy(), steps=60)
     assert set(tuned.tensors) == set(net.tensors)
     again = q.quantise(tuned, x[order[:200]].numpy())
-    assert (q.Int8Body(again)(x[test]).argmax(1) == y[test]).double().mean().item() > exact - 0.005
+    assert (Int8Body(again)(x[test]).argmax(1) == y[test]).double().mean().item() > exact - 0.005
 
 
 def test_fine_tuning_brings_the_loss_of_the_rounded_network_down() -> None:
@@ -211,7 +212,7 @@ def test_fine_tuning_brings_the_loss_of_the_rounded_network_down() -> None:
     y = q._run(net, torch.as_tensor(x), weights)[9].flatten(1).argsort(1)[:, 1].numpy()
 
     def loss(one: Net) -> float:
-        body = q.Int8Body(q.quantise(one, x))
+        body = Int8Body(q.quantise(one, x))
         return F.cross_entropy(body(torch.as_tensor(x)), torch.as_tensor(y)).item()
 
     assert loss(q.fine_tune(net, x, y, steps=150, rate=1e-2)) < 0.8 * loss(net)

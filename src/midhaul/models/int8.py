@@ -6,6 +6,7 @@ the firmware work with the very same ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,11 +28,53 @@ _PREFIX = "int8."
 _MATRIX = (Kind.DENSE, Kind.CONV, Kind.DEPTHWISE)
 
 
+class Int8Body(nn.Module):
+    """The int8 layers of a quantised net, with the device's very integers.
+
+    Shapes: [B, ...] float32 -> [B, *shape] float32, dequantised; without `shape` [B, C, H, W], or [B, C] where that is
+    a vector. Its numbers are buffers: scales [V] and zero points [V] of the values, and for each layer its weight,
+    bias, multiplier, shift and limits. The integers are held in float64, which is exact, so results don't depend on the
+    order of sums; it works under torch.func.vmap.
+    Raises: ModelError for a net without int8 layers, or with more than one value between them and the rest.
+    """
+
+    def __init__(self, net: Net, shape: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        ends = [layer for layer in net.layers if layer.kind == Kind.DEQUANTISE]
+        if len(ends) != 1:
+            raise ModelError(f"an int8 body ends in one dequantised value; this network has {len(ends)}")
+        self._net, self._end = net, ends[0]
+        channels, height, width = net.values[ends[0].out].shape
+        self._shape = shape or ((channels,) if height == width == 1 else (channels, height, width))
+        if math.prod(self._shape) != channels * height * width:
+            raise ModelError(f"the int8 layers give {channels}x{height}x{width} numbers, not the shape {self._shape}")
+        for name, value in numbers(net).items():
+            self.register_buffer(name.removeprefix(_PREFIX), value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gives the features of a batch."""
+        held, net = dict(self.named_buffers()), self._net
+        values: dict[int, Tensor] = {0: x.reshape(-1, *net.values[0].shape).to(torch.float32)}
+        scales, zeros = held["scales"], held["zero_points"].to(torch.float64)
+        for place, layer in enumerate(net.layers[: net.layers.index(self._end)]):
+            source = values[layer.inputs[0]]
+            if layer.kind == Kind.QUANTISE:
+                scaled = source * (1.0 / scales[layer.out])
+                near = torch.where(scaled > -1024.0, scaled, -1024.0).clamp(max=1024.0).round().double()
+                values[layer.out] = (near + zeros[layer.out]).clamp(-128.0, 127.0)
+            elif layer.kind == Kind.RESHAPE:
+                values[layer.out] = source.reshape(-1, *net.values[layer.out].shape)
+            else:
+                inputs = [values[v] for v in layer.inputs]
+                values[layer.out] = _layer(layer, inputs, zeros[[*layer.inputs, layer.out]], place, held)
+        last = self._end.inputs[0]
+        return ((values[last] - zeros[last]).to(torch.float32) * scales[last]).reshape(-1, *self._shape)
+
+
 class Int8Front(nn.Module):
     """A module with its layers up to the head in int8; the head keeps the names of its parameters.
 
-    Shapes: [B, ...] float32 -> what the module gives. `numbers` are buffers under `int8.`: scales [V] and zero points
-    [V] of the values, and for each layer its weight, bias, multiplier, shift and limits.
+    Shapes: [B, ...] float32 -> what the module gives. The buffers of its `Int8Body` lie under `int8.`.
     Raises: ModelError for a module that can't be cut before its head, or has no int8 form.
     """
 
@@ -48,10 +91,7 @@ class Int8Front(nn.Module):
         for name, child in rear.named_children():
             self.add_module(name, child)
         self._rear = (rear,)  # in a tuple, so that its layers are registered once, under their own names
-        held = nn.Module()
-        for name, value in numbers(self._net).items():
-            held.register_buffer(name.removeprefix(_PREFIX), value)
-        self.int8 = held
+        self.int8 = Int8Body(self._net, self._feature_shape)
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -70,8 +110,7 @@ class Int8Front(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the int8 layers exactly, then the rest in float."""
-        features = _run(self._net, x, dict(self.int8.named_buffers()))
-        out: Tensor = self._rear[0](features.reshape(-1, *self._feature_shape))
+        out: Tensor = self._rear[0](self.int8(x))
         return out
 
     def _quantised(self, module: nn.Module, whole: Tree | None, calibration: Tensor) -> Net:
@@ -131,46 +170,24 @@ def _array(whole: Mapping[str, Tensor], role: str, place: int, dtype: Any) -> np
     return np.asarray(whole[f"{_PREFIX}{role}{place}"].detach().numpy()).astype(dtype)
 
 
-def _run(net: Net, x: Tensor, held: Mapping[str, Tensor]) -> Tensor:
-    """Gives the dequantised features of a batch [B, ...], with the integers held in float64, which is exact."""
-    values: dict[int, Tensor] = {0: x.reshape(-1, *net.values[0].shape).to(torch.float32)}
-    scales, zeros = held["scales"], held["zero_points"].to(torch.float64)
-    for place, layer in enumerate(net.layers):
-        source = values[layer.inputs[0]]
-        if layer.kind == Kind.DEQUANTISE:
-            at = layer.inputs[0]
-            return (source - zeros[at]).to(torch.float32) * scales[at]
-        if layer.kind == Kind.QUANTISE:
-            scaled = source * (1.0 / scales[layer.out])
-            near = torch.where(scaled > -1024.0, scaled, -1024.0).clamp(max=1024.0).round().double()
-            values[layer.out] = (near + zeros[layer.out]).clamp(-128.0, 127.0)
-        elif layer.kind == Kind.RESHAPE:
-            values[layer.out] = source.reshape(-1, *net.values[layer.out].shape)
-        else:
-            inputs = [values[v] for v in layer.inputs]
-            values[layer.out] = _layer(net, place, layer, inputs, zeros, held)
-    raise ModelError("the int8 layers end in no DEQUANTISE; quantise the network anew")
-
-
-def _layer(
-    net: Net, place: int, layer: Layer, inputs: list[Tensor], zeros: Tensor, held: Mapping[str, Tensor]
-) -> Tensor:
+def _layer(layer: Layer, inputs: list[Tensor], zeros: Tensor, place: int, held: Mapping[str, Tensor]) -> Tensor:
+    """Gives a layer's output [B, C, H, W]; `zeros` are the zero points of its inputs and of its output."""
     low, high = held[f"limits{place}"].to(torch.float64)
-    x, out = inputs[0], zeros[layer.out]
+    x, out = inputs[0], zeros[-1]
     if layer.kind in (Kind.MAX_POOL, Kind.AVERAGE_POOL):
-        return torch.minimum(torch.maximum(quantise._torch_pool(layer, x), low), high)
+        return torch.minimum(torch.maximum(quantise.pooled(layer, x), low), high)
     bias, multiplier, shift = (held[f"{role}{place}"].long() for role in ("bias", "multiplier", "shift"))
     if layer.kind == Kind.ADD:
         total = inputs[0].long() * multiplier[0] + inputs[1].long() * multiplier[1] + bias[0]
         whole = (total >> shift[0]).double() + out
     else:
-        total = _sums(net, layer, x, held[f"weight{place}"].to(torch.float64), zeros[layer.inputs[0]])
+        total = _sums(layer, x, held[f"weight{place}"].to(torch.float64), zeros[0])
         wide = ((total.long() + bias[:, None, None]) << shift[:, None, None]) * multiplier[:, None, None]
         whole = ((wide + (1 << 31)) >> 32).double() + out
     return torch.minimum(torch.maximum(whole, low), high)
 
 
-def _sums(net: Net, layer: Layer, x: Tensor, weight: Tensor, zero: Tensor) -> Tensor:
+def _sums(layer: Layer, x: Tensor, weight: Tensor, zero: Tensor) -> Tensor:
     if layer.kind == Kind.DENSE:
         # The weights are in the map's own order, channels last.
         flat = x.permute(0, 2, 3, 1).flatten(1)

@@ -1,8 +1,8 @@
 """Post-training quantisation of a network's first layers to int8, and two exact twins of what the device computes.
 
-`quantise` turns a float `Net` into one whose first layers are int8; `integers` runs them in numpy as the device does;
-`Int8Body` does so in torch, for the simulation engines; `fine_tune` trains the float weights with the rounding in the
-loop first. The arithmetic is that of device/include/mh_s8.h: per-channel weights, asymmetric values, one rounding.
+`quantise` turns a float `Net` into one whose first layers are int8; `integers` runs them in numpy as the device does,
+`models.int8` in torch, for the simulation engines; `fine_tune` trains the float weights with the rounding in the loop
+first. The arithmetic is that of device/include/mh_s8.h: per-channel weights, asymmetric values, one rounding.
 
 Source: Jacob et al., CVPR 2018 (arXiv 1712.05877), section 2; Krishnamoorthi 2018 (arXiv 1806.08342), sections 2 and 3.
 Shape letters: B rows, C channels, H rows of a map, W columns.
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from midhaul.errors import ModelError
 from midhaul.net import Array, Bytes, Kind, Layer, Net, Quantised, Shape, Value
@@ -249,92 +249,8 @@ def _pooled(layer: Layer, out: Value, x: Bytes, numbers: Quantised) -> Bytes:
     return _clipped(np.sign(total) * ((np.abs(total) + count // 2) // count), numbers)
 
 
-class Int8Body(nn.Module):
-    """The int8 layers of a quantised network in torch, with the device's very integers.
-
-    Takes float inputs [B, ...] and gives what the first float layer of the network reads, dequantised, in float32:
-    [B, C, H, W], or [B, C] where it is a vector; `shape`, if given, is its shape of one row instead. It has no
-    parameters. It works under torch.func.vmap and on any device, and its results don't depend on the order of sums,
-    since float64 holds them exactly.
-    Raises: ModelError for a network without int8 layers or with more than one value between them and the rest.
-    """
-
-    def __init__(self, net: Net, *, shape: tuple[int, ...] | None = None) -> None:
-        super().__init__()
-        ends = [layer for layer in net.layers if layer.kind == Kind.DEQUANTISE]
-        if len(ends) != 1:
-            raise ModelError(f"an int8 body ends in one dequantised value; this network has {len(ends)}")
-        self._out = ends[0].inputs[0]
-        place = net.layers.index(ends[0])
-        self._net = Net(net.values, net.layers[:place], {})
-        channels, height, width = net.values[self._out].shape
-        self._shape = shape or ((channels,) if height == width == 1 else (channels, height, width))
-        if math.prod(self._shape) != channels * height * width:
-            raise ModelError(f"the int8 layers give {channels}x{height}x{width} numbers, not the shape {self._shape}")
-        for at, layer in enumerate(self._net.layers):
-            if layer.packed is None:
-                continue
-            for name, value in _torch_numbers(layer, net).items():
-                self.register_buffer(f"{name}{at}", value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Gives the features of a batch [B, ...]."""
-        values, net = {0: x.reshape(-1, *self._net.values[0].shape).to(torch.float32)}, self._net
-        for at, layer in enumerate(net.layers):
-            out = net.values[layer.out]
-            source = values[layer.inputs[0]]
-            if layer.kind == Kind.RESHAPE:
-                values[layer.out] = source.reshape(-1, *out.shape)
-            elif layer.kind == Kind.QUANTISE:
-                scaled = source * float(np.float32(1.0) / np.float32(out.scale))
-                near = torch.where(scaled > -1024.0, scaled, -1024.0).clamp(max=1024.0).round() + out.zero_point
-                values[layer.out] = near.clamp(_LOW, _HIGH).to(torch.float64)
-            else:
-                values[layer.out] = self._layer(at, layer, [values[v] for v in layer.inputs])
-        real = (values[self._out].to(torch.float32) - net.values[self._out].zero_point) * net.values[self._out].scale
-        return real.reshape(-1, *self._shape)
-
-    def _layer(self, at: int, layer: Layer, inputs: list[Tensor]) -> Tensor:
-        x, out, numbers = inputs[0], self._net.values[layer.out], _packed(layer)
-        source = self._net.values[layer.inputs[0]]
-        if layer.kind in _POOLS:
-            return _torch_pool(layer, x).clamp(numbers.low, numbers.high)
-        bias, multiplier, shift = (self.get_buffer(f"{name}{at}") for name in ("bias", "multiplier", "shift"))
-        if layer.kind == Kind.ADD:
-            total = x.long() * multiplier[0] + inputs[1].long() * multiplier[1] + bias[0]
-            whole = torch.div(total, 1 << int(numbers.shift[0]), rounding_mode="floor")
-            return (whole + out.zero_point).clamp(numbers.low, numbers.high).double()
-        weight = self.get_buffer(f"weight{at}")
-        if layer.kind == Kind.DENSE:
-            total = (x.flatten(1) @ weight.T)[..., None, None]
-        else:
-            top, left, bottom, right = layer.padding
-            padded = F.pad(x, (left, right, top, bottom), value=float(source.zero_point))
-            groups = layer.groups if layer.kind == Kind.DEPTHWISE else 1
-            total = F.conv2d(padded, weight, None, layer.stride, 0, layer.dilation, groups)
-        wide = (total.round().long() + bias[:, None, None]) * shift[:, None, None] * multiplier[:, None, None]
-        whole = torch.div(wide + (1 << 31), 1 << 32, rounding_mode="floor") + out.zero_point
-        return whole.clamp(numbers.low, numbers.high).double()
-
-
-def _torch_numbers(layer: Layer, net: Net) -> dict[str, Tensor]:
-    """Gives a layer's numbers for torch: weights in float64 for CHW inputs, the shift as a power of two."""
-    numbers, found = _packed(layer), {}
-    if numbers.bias is None:
-        return {}
-    if numbers.weight is not None:
-        weight = numbers.weight
-        if layer.kind == Kind.DENSE:
-            channels, height, width = net.values[layer.inputs[0]].shape
-            weight = weight.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).reshape(len(weight), -1)
-        found["weight"] = torch.as_tensor(np.ascontiguousarray(weight, np.float64))
-    found["bias"] = torch.as_tensor(numbers.bias.astype(np.int64))
-    found["multiplier"] = torch.as_tensor(numbers.multiplier.astype(np.int64))
-    found["shift"] = torch.as_tensor(np.left_shift(np.int64(1), numbers.shift.astype(np.int64)))
-    return found
-
-
-def _torch_pool(layer: Layer, x: Tensor) -> Tensor:
+def pooled(layer: Layer, x: Tensor) -> Tensor:
+    """Gives a max pool of a map [B, C, H, W], or an average pool of whole numbers, rounded half away from zero."""
     top, left, bottom, right = layer.padding
     if layer.kind == Kind.MAX_POOL:
         padded = F.pad(x, (left, right, top, bottom), value=-math.inf)
@@ -516,7 +432,7 @@ def _float_layer(
         total, count = _sums(layer, x)
         return total / count
     if layer.kind == Kind.MAX_POOL:
-        return _torch_pool(layer, x)
+        return pooled(layer, x)
     if layer.kind not in _MATRIX:
         raise ModelError(f"layer {layer.name} ({layer.kind.name}) isn't float; quantise a float network")
     weight = role["weight"]
