@@ -13,8 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
+from midhaul import budget, train
+from midhaul.config import from_table
+from midhaul.data import from_arrays
+from midhaul.devices import blob, profiles, toolchain
 from midhaul.devices.pack import Packing
+from midhaul.message import Op
+from midhaul.models import tiny
+from midhaul.models.int8 import Int8Front
+from midhaul.models.quantise import quantise
+from midhaul.models.translate import translate
 from midhaul.net import macs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
@@ -93,7 +104,98 @@ def check(name: str, case: Case, one: s8_cases.Call) -> None:
         sys.exit(f"{name} gives other numbers than the reference; its count would mean nothing")
 
 
-TABLES: dict[str, Callable[[str], None]] = {"int8": int8}
+# The arena of activations: TFLM's, and what this project set out to reach, in thousands of bytes.
+ARENAS = {
+    "dscnn": ((1, 49, 10), 12, 16.0, 16.0),
+    "mobilenet_v1_025": ((3, 96, 96), 2, 73.7, 56.0),
+    "resnet8": ((3, 32, 32), 10, 49.2, 42.0),
+    "autoencoder": ((640,), 640, 4.0, 2.0),
+}
+
+
+def arena(compiler: str) -> None:
+    """Prints the int8 arenas of MLPerf Tiny's models beside TFLM's, scratch and the output as floats included."""
+    print("arena of one inference in int8, in bytes (TFLM and the goal: thousands of bytes)")
+    print(f"{'':20}{'TFLM':>7}{'goal':>7}{'plain':>9}{'DSP':>9}{'MVE':>9}{'logits':>9}")
+    for name, (shape, classes, tflm, goal) in ARENAS.items():
+        torch.manual_seed(0)
+        net = translate(tiny.build(name, shape, classes).eval(), shape)
+        rows = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+        made = [blob.compile(quantise(net, rows), {}, packing=int(packing)) for packing in Packing]
+        cells = "".join(f"{one.arena_bytes:>9,}" for one in made)
+        print(f"{name:20}{tflm:>7}{goal:>7}{cells}{4 * classes:>9,}")
+    print("logits: the float output, which is part of the arena here and int8 in TFLM.")
+
+
+def training(compiler: str) -> None:
+    """Prints what training on the device takes: the HAR client's halves, and small networks trained whole."""
+    har = tiny.build("cnn1d", (6, 128), 6)
+    nrf, stm = profiles.get("nrf5340"), profiles.get("stm32f4")
+    lenet = nn.Sequential(
+        *(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 12, 5), nn.ReLU(), nn.AvgPool2d(2)),
+        *(nn.Flatten(), nn.Linear(192, 10)),
+    )
+    head = Int8Front(har, (6, 128), torch.randn(64, 6, 128))
+    names = [name for name, _ in lenet.named_parameters()]
+    cases = [
+        ("FTL: HAR head, int8 body, 413 rows", head, (6, 128), nrf, Op.FIT, {"train": ("head.weight", "head.bias")}),
+        ("FTL: HAR head, float32 body", har, (6, 128), nrf, Op.FIT, {"train": ("head.weight", "head.bias")}),
+        ("SL: HAR up to relu1, BACKWARD", har, (6, 128), nrf, Op.BACKWARD, {"cut": "relu1"}),
+        ("LeNet-1 (3,246 weights), whole", lenet, (1, 28, 28), stm, Op.FIT, {"train": names}),
+    ]
+    print("memory of training on a device with 413 rows and momentum, runtime and stack included")
+    print(f"{'':38}{'SRAM':>10}{'flash':>10}")
+    for what, module, shape, board, op, how in cases:
+        need = budget.plan(module, shape, board, op, momentum=True, num_rows=413, batch=32, **how)
+        print(f"{what:38}{need.sram_bytes:>10,}{need.flash_bytes:>10,}")
+    print("goals: FTL 64 KB and 256 KB, SL 48 KB of SRAM, LeNet 100 KB (AIfES: slightly over 100 kB).")
+
+
+def code(compiler: str) -> None:
+    """Prints the size of the runtime's code on a Cortex-M4."""
+    print(f"code and constants on a Cortex-M4 ({compiler}), in bytes")
+    for what, how in {
+        "every operator, as built": {},
+        "every operator, -Os": {"optimise": "-Os"},
+        "inference only, as built": {"defines": ("MH_INFER_ONLY",)},
+        "inference only, -Os": {"defines": ("MH_INFER_ONLY",), "optimise": "-Os"},
+    }.items():
+        image = toolchain.build("cortex-m4", compiler=toolchain.firmware_compiler(compiler), **how)
+        seal = image.parts.get("mh_aead.c", 0)
+        print(f"{what:28}{image.code_bytes:>9,}   less the seal {image.code_bytes - seal:>9,}")
+    print("goals: 24 KB with every operator, 12 KB for inference only, the seal apart.")
+
+
+def fleet(compiler: str) -> None:
+    """Prints how fast 1,000 devices' heads are trained for 10 rounds: the C runtime in this process, and stacked."""
+    draws = np.random.default_rng(0)
+    num, rows = 1000, 60
+    x = draws.normal(size=(num * rows + 2000, 6, 128)).astype(np.float32)
+    y = draws.integers(0, 6, len(x))
+    data = from_arrays(x, y, device=[i // rows if i < num * rows else num + i % 20 for i in range(len(x))])
+    table = {
+        "data": {"partition": "natural", "public": 0.02, "test": "device", "test_fraction": 0.1},
+        "fleet": {"board": "stm32f4"},
+        "tiny": {"model": "cnn1d", "precision": "int8"},
+        "large": {"model": "resnet1d", "epochs": 1},
+        "scheme": {"name": "federated_transfer", "distill_epochs": 1, "batch": 20, "lr": 0.01},
+        "run": {"rounds": 10, "evaluate_every": 10, "checkpoint_every": 10},
+    }
+    print(f"{num:,} devices with {rows} rows of 6 x 128, 10 rounds of the head over an int8 body")
+    for engine in ("stacked", "firmware"):
+        run = {**table["run"], "engine": engine, "devices": f"host:*{num}"}
+        result = train.run(from_table({**table, "run": run}, where="benchmark"), dataset=data)
+        rate = result.summary["device_updates_per_s"]
+        print(f"{engine:10}{10 * num / rate:8.1f} s{rate:10,.0f} updates a second")
+
+
+TABLES: dict[str, Callable[[str], None]] = {
+    "int8": int8,
+    "arena": arena,
+    "training": training,
+    "code": code,
+    "fleet": fleet,
+}
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from midhaul import __version__, config, export, plant, report, size, train
+from midhaul import __version__, config, export, plant, provision, report, size, train
 from midhaul import data as datasets
 from midhaul.config import Config
 from midhaul.devices import profiles
@@ -93,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     gives.add_argument("--classes", type=int, default=0, help="number of classes")
     gives.add_argument("--norm", default="fold", help="batch norm: fold it into other layers, or group norm instead")
     gives.add_argument("--device", type=int, default=None, help="a run's device, whose own tensors to take")
+    flash = command("firmware", _firmware, "Build the firmware of a board, with the device's key in it.")
+    flash.add_argument("board", help="a name from `midhaul boards` with a Cortex-M core")
+    flash.add_argument("--out", type=Path, default=Path("firmware.elf"), help="the ELF file to write")
+    flash.add_argument("--port", default="", help="semihosting, uart or nrf52840; the board's own if not given")
+    flash.add_argument("--keys", type=Path, default=None, help="a file of keys; a new key is added to it")
+    flash.add_argument("--address", default="", metavar="serial:DEVICE", help="where the device will be reached")
     files = command("data", _data, "List the data sets, or check their files.")
     files.add_argument("what", choices=("list", "check"))
     files.add_argument("names", nargs="*", help="data sets to check; all if none is named")
@@ -185,7 +191,7 @@ def _size(chosen: argparse.Namespace) -> None:
         return
     print(sheet.heading)
     print(_table(sheet.columns, sheet.rows))
-    print(textwrap.fill(sheet.verdict, 80))
+    print(textwrap.fill(f"{sheet.verdict} {sheet.basis}", 80))
 
 
 def _export(chosen: argparse.Namespace) -> None:
@@ -208,6 +214,20 @@ def _export(chosen: argparse.Namespace) -> None:
     print(_table(made.columns, made.rows))
     for line in (*made.notes, made.verdict, f"written to {chosen.out}: {', '.join(path.name for path in made.files)}"):
         print(textwrap.fill(line, 80))
+
+
+def _firmware(chosen: argparse.Namespace) -> None:
+    made = provision.firmware(
+        profiles.get(chosen.board), chosen.out, port=chosen.port, address=chosen.address, keys=chosen.keys
+    )
+    if chosen.json:
+        print(json.dumps(made.to_table(), indent=2))
+        return
+    print(textwrap.fill(made.heading, 80))
+    print(_table(made.columns, made.rows))
+    if made.key_is_new:
+        print(f"a new key for {chosen.address} is in {chosen.keys}; name that file in run.keys")
+    print(f"written to {made.path}")
 
 
 def _data(chosen: argparse.Namespace) -> None:

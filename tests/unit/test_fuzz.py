@@ -1,6 +1,6 @@
 """Mutated frames, packets, bytes and blobs against the device under AddressSanitizer and UBSan.
 
-MIDHAUL_FUZZ_SECONDS (24 unless set) is divided among the targets; `python -m repro.fuzz` does a million frames.
+MIDHAUL_FUZZ_SECONDS (60 unless set) is divided among the targets; `python -m repro.fuzz` does a million frames.
 """
 
 import os
@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from repro import fuzz
 
-SECONDS = float(os.environ.get("MIDHAUL_FUZZ_SECONDS", "24"))
+SECONDS = float(os.environ.get("MIDHAUL_FUZZ_SECONDS", "60"))
 TARGETS = {target.name: target for target in fuzz.targets()}
 # A second gives several thousand frames; a machine that is much slower than that has something wrong with it.
 FEWEST_A_SECOND = 500

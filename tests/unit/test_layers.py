@@ -17,7 +17,7 @@ LAYERS = (
     {"kit", "checkpoint"},
     {"schemes", "runtime"},
     {"plant"},
-    {"train", "plan", "export", "report", "size"},
+    {"train", "plan", "export", "report", "size", "provision"},
     {"apps"},
     {"cli"},
 )
