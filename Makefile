@@ -37,6 +37,7 @@ repro: $(READY)  ## the published figures; slow, needs MIDHAUL_DATA or the netwo
 
 bench: $(READY)  ## the benchmarks
 	$(BIN)/python -m benchmarks.engines
+	$(BIN)/python -m benchmarks.device int8 arena training code
 
 clean:  ## remove what make made
 	rm -rf $(VENV) runs build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
