@@ -129,7 +129,8 @@ TWENTY = {
 }  # fmt: skip
 
 
-def test_a_run_of_twenty_says_what_happened_to_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["host:", "unicorn:cortex-m4"])
+def test_a_run_of_twenty_says_what_happened_to_each(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two are unplugged and one is reset in mid-round: the run ends, and the summary and the report say so."""
     # Written before the first round: a request for a session, HELLO, blob, rows, LOAD; in it FIT, rows, EVALUATE; then
     # FIT and EVALUATE in each.
@@ -156,13 +157,15 @@ def test_a_run_of_twenty_says_what_happened_to_each(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(train, "build", build)
     told: list[str] = []
-    summary = train.run(Config().replace(**TWENTY), tmp_path / "run", tell=told.append).summary
+    summary = train.run(
+        Config().replace(**{**TWENTY, "run_devices": f"{kind}*20"}), tmp_path / "run", tell=told.append
+    ).summary
     happened: dict[int, list[tuple[int, str]]] = {}
     for event in summary["device_events"]:
         if event["what"] != "connected":
             happened.setdefault(event["device"], []).append((event["round"], event["what"]))
     assert happened == {5: [(2, "lost")], 9: [(3, "lost"), (3, "reset"), (3, "rejoined")], 14: [(3, "lost")]}
-    assert sum("device 5 (host:) was lost: the line is dead" in line for line in told) == 1
+    assert sum(f"device 5 ({kind}) was lost: the line is dead" in line for line in told) == 1
     assert sorted(stats["device"] for stats in summary["device_stats"]) == [d for d in range(20) if d not in (5, 14)]
     assert all(0 < stats["arena_peak_bytes"] <= stats["arena_bytes"] for stats in summary["device_stats"])
     page = report.write([tmp_path / "run"], tmp_path / "report.html").read_text()
