@@ -1,12 +1,13 @@
-"""What an op costs a board: flash, SRAM, MACs, seconds and joules of (model, slice, op), and the refusal.
+"""What an op costs a board: flash, SRAM, MACs, instructions, seconds and joules of (model, slice, op), and the refusal.
 
 The device that is budgeted works as docs/boards.md says: float32; frozen weights read from flash, trained weights and
 what belongs to them in SRAM; one example at a time, its gradients added up over the batch; a frame is read straight
 into the buffers that it is for. Where the device runtime can run the model, memory is what it takes to the byte: the
 blob's own plan, and the runtime's footprint on the core. Elsewhere it is an estimate, and the budget says why.
 
-Limits: seconds and joules are estimates through the cycles of a MAC; the step of SGD (about 12 instructions a weight)
-and element-wise layers aren't timed.
+Limits: seconds and joules are estimates. On a Cortex-M whose instructions are predicted (devices/instructions.py) they
+are those instructions' times the cycles of one; elsewhere MACs times the cycles of one, which leaves out the step of
+SGD (about 12 instructions a weight) and element-wise layers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 
-from midhaul.devices import arena, blob, dataflow, footprint
+from midhaul.devices import arena, blob, dataflow, footprint, instructions
 from midhaul.devices import plan as plans
 from midhaul.devices.arena import Buffer
 from midhaul.devices.blob import Blob
@@ -61,6 +62,7 @@ class Budget:
     joules: float
     air: Air
     buffers: tuple[Buffer, ...] = field(repr=False)
+    instructions: int | None = None  # that the device runtime takes, taking rows and frames in aside; None: not known
     estimate: str = ""  # why the memory is an estimate; nothing where it is what the device runtime takes, to the byte
 
     @property
@@ -163,13 +165,14 @@ def plan(
     """Gives what an op needs.
 
     `train` names the parameters that change on the device and so live in SRAM, whatever the op. `batch` is the rows of
-    a step, `num_examples` what MACs, seconds and joules are for, `num_rows` the rows that the device holds, whose order
-    takes 2 bytes each. `momentum` keeps a velocity of each trained parameter; `keeps_start` their values before the op,
-    which a proximal term or clipping needs. FORWARD and BACKWARD are of the device's half of a split model: `module` is
-    that half, or the whole model with its `cut`; BACKWARD with nothing named trains all of it. `is_tail` is for
-    BACKWARD of the last part of a U-shaped split, whose input [batch, ...] comes from the server and whose input's
-    gradient goes back in its place. `resident_bytes` is SRAM that something else keeps all the while, such as the other
-    part of a U shape. `compiler`, gcc or zig, is what the firmware is built by.
+    a step, `num_examples` what MACs, instructions (with a share of the step), seconds and joules are for, `num_rows`
+    the rows that the device holds, whose order takes 2 bytes each. `momentum` keeps a velocity of each trained
+    parameter; `keeps_start` their values before the op, which a proximal term or clipping needs. FORWARD and BACKWARD
+    are of the device's half of a split model: `module` is that half, or the whole model with its `cut`; BACKWARD with
+    nothing named trains all of it. `is_tail` is for BACKWARD of the last part of a U-shaped split, whose input
+    [batch, ...] comes from the server and whose input's gradient goes back in its place. `resident_bytes` is SRAM that
+    something else keeps all the while, such as the other part of a U shape. `compiler`, gcc or zig, is what the
+    firmware is built by; instructions are gcc's.
     Raises: BudgetError for a model that can't be traced, SliceError for a cut or a name that the model lacks.
     """
     if batch < 1 or num_examples < 0 or num_rows < 0:
@@ -191,6 +194,10 @@ def plan(
         placed, blob_bytes = arena.place(steps), _weights_bytes(module)
     else:
         placed, blob_bytes = _planned(compiled, op, num_rows), len(compiled.data)
+    counted = None
+    if compiled is not None and instructions.is_known(board.core):
+        counted, seconds = _counted(compiled, board, op, batch, num_examples, momentum, keeps_start)
+        done = Work(done.macs, seconds, seconds * board.active_w)
     return Budget(
         board,
         op,
@@ -201,6 +208,7 @@ def plan(
         joules=done.joules,
         air=air_of(module, input_shape, op, names, batch),
         buffers=placed,
+        instructions=counted,
         estimate=why,
     )
 
@@ -387,6 +395,22 @@ def _compiled(
     except ModelError as error:
         return None, str(error)
     return made, ""
+
+
+def _counted(
+    made: Blob, board: Board, op: Op, batch: int, num_examples: int, momentum: bool, start: bool
+) -> tuple[int, float]:
+    """Gives the instructions and the seconds of an op over so many examples, each with its share of a step."""
+    if op in _IDLE:
+        return 0, 0.0
+    kind = {Op.FIT: PlanKind.TRAIN, Op.ADAPT: PlanKind.TRAIN, Op.BACKWARD: PlanKind.BACKWARD}.get(op, PlanKind.INFER)
+    # A blob that trains nothing has no plan for it; what is left of the op is its forward pass.
+    plan = next((one for one in made.plans if one.kind == kind), made.plans[0])
+    each = instructions.of(made, plan, board.core, momentum=momentum, start=start)
+    real = each._replace(int8=0.0).of_rows(num_examples, num_examples / batch)
+    whole = each.int8 * num_examples
+    cycles = real * board.cycles_per_instruction_f32 + whole * board.cycles_per_instruction_s8
+    return round(real + whole), cycles / board.clock_hz
 
 
 def _planned(made: Blob, op: Op, num_rows: int) -> tuple[Buffer, ...]:

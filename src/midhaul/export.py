@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from midhaul import checkpoint, config, plant, rng
 from midhaul.data import Dataset, load
-from midhaul.devices import blob, footprint, pack
+from midhaul.devices import blob, footprint, instructions, pack
 from midhaul.devices.blob import Blob
+from midhaul.devices.instructions import Instructions
+from midhaul.devices.plan import Plan, PlanKind
 from midhaul.devices.profiles import Board
 from midhaul.errors import ConfigError, DataError, ModelError, nearest
 from midhaul.models import slices, tflite, tiny
@@ -77,6 +79,20 @@ class Exported:
         return sum(layer["macs"] for layer in self.layers)
 
     @property
+    def instructions(self) -> int | None:
+        """The instructions of one example from the input to the output; None where the board's aren't predicted."""
+        plans = {one.kind: one for one in reversed(self.blob.plans)}  # of those to infer, the first; all are alike
+        found = [self._instructions(plans[kind]) for kind in (PlanKind.STORE, PlanKind.INFER) if kind in plans]
+        known = [one.of_rows(1, 0) for one in found if one is not None]
+        return round(sum(known)) if known else None
+
+    def _instructions(self, plan: Plan) -> Instructions | None:
+        if not instructions.is_known(self.board.core):
+            return None
+        momentum = bool(self.blob.resident.velocities)
+        return instructions.of(self.blob, plan, self.board.core, momentum=momentum)
+
+    @property
     def layers(self) -> list[dict[str, Any]]:
         """Each layer's name, kind, output shape, type, multiply-accumulates and bytes of weights."""
         packing = footprint.packing(self.board.core)
@@ -112,7 +128,9 @@ class Exported:
         """One line of what was exported."""
         trains = f", training {self.slice!r}" if self.slice else ""
         shape = "x".join(map(str, self.net.values[0].shape))
-        return f"{self.model} on {shape} in {self.precision}{trains}: {self.macs:,} MACs an example"
+        found = self.instructions
+        count = "" if found is None else f", {found:,} instructions"
+        return f"{self.model} on {shape} in {self.precision}{trains}: {self.macs:,} MACs{count} an example"
 
     @property
     def verdict(self) -> str:
@@ -144,14 +162,23 @@ class Exported:
             "sram_bytes": self.sram_bytes,
             "fits": self.fits,
             "trained": list(self.blob.trained),
-            "plans": [
-                {"kind": one.kind.name.lower(), "slice": one.slice, "arena_bytes": one.arena_bytes}
-                for one in self.blob.plans
-            ],
+            "plans": [self._plan(one) for one in self.blob.plans],
             "macs": self.macs,
+            "instructions": self.instructions,
             "layers": self.layers,
             "files": [path.name for path in self.files],
             "notes": list(self.notes),
+        }
+
+    def _plan(self, one: Plan) -> dict[str, Any]:
+        """Gives a plan's kind, slice, arena, and the instructions of a row and of a batch's step."""
+        found = self._instructions(one)
+        return {
+            "kind": one.kind.name.lower(),
+            "slice": one.slice,
+            "arena_bytes": one.arena_bytes,
+            "instructions": None if found is None else round(found.of_rows(1, 0)),
+            "step_instructions": None if found is None else round(found.step),
         }
 
 

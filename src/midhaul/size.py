@@ -29,7 +29,14 @@ class Sheet:
     macs: int
     budgets: tuple[tuple[str, Budget], ...]
 
-    columns = ("op", "SRAM", "flash", "MACs", "time", "energy", "air", "fits")
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The heads of the columns: instructions where any op's are predicted, else MACs."""
+        return ("op", "SRAM", "flash", "instr" if self._counts else "MACs", "time", "energy", "air", "fits")
+
+    @property
+    def _counts(self) -> bool:
+        return any(need.instructions is not None for _, need in self.budgets)
 
     @property
     def heading(self) -> str:
@@ -49,7 +56,7 @@ class Sheet:
                 name,
                 format_bytes(need.sram_bytes),
                 format_bytes(need.flash_bytes),
-                _short(need.macs),
+                self._work(need),
                 format_seconds(need.seconds),
                 format_joules(need.joules),
                 format_bytes(need.air.up_bytes + need.air.down_bytes),
@@ -58,13 +65,22 @@ class Sheet:
             for name, need in self.budgets
         ]
 
+    def _work(self, need: Budget) -> str:
+        if not self._counts:
+            return _short(need.macs)
+        return "-" if need.instructions is None else _short(need.instructions)
+
     @property
     def basis(self) -> str:
         """One sentence: what the bytes are."""
         reasons = [need.estimate for _, need in self.budgets if need.estimate]
         if reasons:
             return f"Memory is an estimate: {reasons[0]}."
-        return "Memory is what the device runtime takes, to the byte; time and energy are estimates."
+        known = all(need.instructions is not None for _, need in self.budgets)
+        rest = (
+            "instructions are predicted, time and energy follow from them" if known else "time and energy are estimates"
+        )
+        return f"Memory is what the device runtime takes, to the byte; {rest}."
 
     @property
     def verdict(self) -> str:
@@ -90,6 +106,7 @@ class Sheet:
                     "sram_bytes": need.sram_bytes,
                     "flash_bytes": need.flash_bytes,
                     "macs": need.macs,
+                    "instructions": need.instructions,
                     "seconds": need.seconds,
                     "joules": need.joules,
                     "up_bytes": need.air.up_bytes,

@@ -128,12 +128,29 @@ def test_flash_holds_the_code_and_two_slots_for_the_blob() -> None:
 
 
 def test_seconds_and_joules_by_hand() -> None:
+    layers = count.layers(mlp(), (4,))
+    done = budget.workload(BOARD, layers, Op.FIT, names(mlp()), 1000)
+    assert done.macs == 42_000
+    assert done.seconds == pytest.approx(42_000 * 5.87 / 80e6)
+    assert done.joules == pytest.approx(done.seconds * 84e-6 * 80 * 3.3)
+    module = nn.Sequential(OrderedDict(fc=nn.Linear(4, 3), act=nn.GELU(), head=nn.Linear(3, 2)))
+    found = budget.plan(module, (4,), BOARD, Op.FIT, train=names(module), num_examples=1000)
+    assert (found.instructions, found.macs, found.seconds) == (None, *done[:2])
+
+
+def test_seconds_are_those_of_the_instructions_where_these_are_predicted() -> None:
     found = budget.plan(mlp(), (4,), BOARD, Op.FIT, train=names(mlp()), num_examples=1000)
     assert found.macs == 42_000
-    assert found.seconds == pytest.approx(42_000 * 5.87 / 80e6)
+    assert found.instructions is not None
+    assert found.seconds == pytest.approx(found.instructions * 5.87 / 3.87 / 80e6)
     assert found.joules == pytest.approx(found.seconds * 84e-6 * 80 * 3.3)
-    layers = count.layers(mlp(), (4,))
-    assert budget.workload(BOARD, layers, Op.FIT, names(mlp()), 1000) == (found.macs, found.seconds, found.joules)
+    four = budget.plan(mlp(), (4,), BOARD, Op.FIT, train=names(mlp()), num_examples=1000, batch=4)
+    head = budget.plan(mlp(), (4,), BOARD, Op.FIT, train=names(mlp(), "2"), num_examples=1000, batch=4)
+    predict = budget.plan(mlp(), (4,), BOARD, Op.PREDICT, num_examples=1000)
+    assert found.instructions > (four.instructions or 0) > (head.instructions or 0) > 1000
+    assert (four.instructions or 0) > 2 * (predict.instructions or 0) > 2000
+    assert budget.plan(mlp(), (4,), BOARD, Op.READ).instructions == 0
+    assert budget.plan(mlp(), (4,), get("rpi4"), Op.PREDICT).instructions is None
 
 
 LAYERS = (Layer("a", 100), Layer("act", 0), Layer("block.b", 20), Layer("head", 3))

@@ -47,6 +47,16 @@ class Board:
         """Gives the energy of so many float MACs: their time at `active_w`."""
         return self.seconds(macs) * self.active_w
 
+    @property
+    def cycles_per_instruction_f32(self) -> float:
+        """Cycles of an instruction of float code, for a Cortex-M without MVE: those of a MAC over its instructions."""
+        return self.cycles_per_mac_f32 / (_INSTRUCTIONS_F32 if self.fpu else _INSTRUCTIONS_SOFT)
+
+    @property
+    def cycles_per_instruction_s8(self) -> float:
+        """Cycles of an instruction of int8 code, for a Cortex-M without MVE."""
+        return self.cycles_per_mac_s8 / (_INSTRUCTIONS_DSP if self.dsp else _INSTRUCTIONS_S8)
+
 
 FIGURES = (
     "clock_hz",
@@ -57,6 +67,10 @@ FIGURES = (
     "cycles_per_mac_f32",
     "cycles_per_mac_s8",
 )
+
+# Instructions of a MAC in the code that the cycles of a MAC were reckoned for; their sources are the boards' own.
+_INSTRUCTIONS_F32, _INSTRUCTIONS_SOFT = 3.87, 90.0
+_INSTRUCTIONS_DSP, _INSTRUCTIONS_S8 = 2.3, 8.2
 
 _KIB = 1024
 _MIB = 1024 * 1024
