@@ -40,7 +40,7 @@ from midhaul.rng import Use
 CORES = ("cortex-m0", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33")
 _AT, _BYTES = 0x90000000, 16 << 20
 _INTEGERS = (arm.UC_ARM_REG_R0, arm.UC_ARM_REG_R1, arm.UC_ARM_REG_R2, arm.UC_ARM_REG_R3)
-_ZEROS = 0.3  # of the numbers that a kernel reads, since most come out of a ReLU
+_ZEROS = (0.0, 0.25, 0.5, 0.75)  # of the numbers that a kernel reads, since most come out of a ReLU
 Floats = npt.NDArray[np.float32]
 Sample = tuple[Tally, float, float]  # what was entered, what it took, and the count that errors are relative to
 
@@ -48,6 +48,11 @@ Sample = tuple[Tally, float, float]  # what was entered, what it took, and the c
 def sample(tally: Tally, num: float) -> Sample:
     """Gives the sample of a kernel that was run alone."""
     return tally, num, num
+
+
+def live(*values: Floats) -> float:
+    """Gives the share of products of numbers of these arrays that aren't zero."""
+    return float(np.prod([np.count_nonzero(value) / value.size for value in values]))
 
 
 class Kernels:
@@ -91,7 +96,8 @@ class Kernels:
 
     def numbers(self, num: int) -> Floats:
         """Gives numbers as a layer's input or output has them, or their gradients."""
-        return self.weights(num) * np.asarray(self.draws.random(num) > _ZEROS, np.float32)
+        zeros = _ZEROS[int(self.draws.integers(len(_ZEROS)))]
+        return self.weights(num) * np.asarray(self.draws.random(num) >= zeros, np.float32)
 
     def weights(self, num: int) -> Floats:
         """Gives numbers as weights are, none of them zero."""
@@ -132,16 +138,16 @@ def _correlations(k: Kernels) -> list[Sample]:
         w = k.weights((s.ic if which < 2 else 1) * s.oc * s.kh * s.kw)
         b, adds = k.weights(s.oc), int(k.draws.random() < 0.3)
         if which == 0:
-            instructions.conv_f32(t, s)
+            instructions.conv_f32(t, s, live(x))
             num = k.call("mh_conv_f32", packed(s), x, w, b, g)
         elif which == 1:
-            instructions.conv_input_f32(t, s, bool(adds))
+            instructions.conv_input_f32(t, s, bool(adds), live(g))
             num = k.call("mh_conv_input_f32", packed(s), g, w, x, adds)
         elif which == 2:
-            instructions.depthwise_f32(t, s)
+            instructions.depthwise_f32(t, s, live(x))
             num = k.call("mh_depthwise_f32", packed(s), x, w, b, g)
         else:
-            instructions.depthwise_input_f32(t, s, bool(adds))
+            instructions.depthwise_input_f32(t, s, bool(adds), live(g))
             num = k.call("mh_depthwise_input_f32", packed(s), g, w, x, adds)
         found.append(sample(t, num))
     return found
@@ -155,7 +161,7 @@ def _params(k: Kernels) -> list[Sample]:
         x, g = k.numbers(s.ic * s.ih * s.iw), k.numbers(s.oc * s.oh * s.ow)
         dw, db = k.weights((1 if which else s.ic) * s.oc * s.kh * s.kw), k.weights(s.oc)
         weight, bias = i % 8 != 0, i % 3 != 0 or i % 8 == 0
-        (instructions.depthwise_params_f32 if which else instructions.conv_params_f32)(t, s, weight, bias)
+        (instructions.depthwise_params_f32 if which else instructions.conv_params_f32)(t, s, weight, bias, live(x, g))
         name = "mh_depthwise_params_f32" if which else "mh_conv_params_f32"
         found.append(sample(t, k.call(name, packed(s), g, x, dw if weight else None, db if bias else None)))
     return found
@@ -169,13 +175,13 @@ def _dense(k: Kernels) -> list[Sample]:
     found = []
     for i, (num_in, num_out) in enumerate(_sizes(k, 50)):
         t, x, g, w = Tally(), k.numbers(num_in), k.numbers(num_out), k.weights(num_in * num_out)
-        instructions.dense_f32(t, num_in, num_out)
+        instructions.dense_f32(t, num_in, num_out, live(x))
         found.append(sample(t, k.call("mh_dense_f32", x, w, k.weights(num_out), g, num_in, num_out)))
         t = Tally()
-        instructions.dense_input_f32(t, num_in, num_out, k.fpu)
+        instructions.dense_input_f32(t, num_in, num_out, k.fpu, live(g))
         found.append(sample(t, k.call("mh_dense_input_f32", g, w, x, num_in, num_out, 0)))
         t, weight, bias = Tally(), i % 4 != 0, i % 3 != 0 or i % 4 == 0
-        instructions.dense_params_f32(t, num_in, num_out, weight, bias)
+        instructions.dense_params_f32(t, num_in, num_out, weight, bias, live(x, g))
         db = k.weights(num_out) if bias else None
         found.append(sample(t, k.call("mh_dense_params_f32", g, x, w if weight else None, db, num_in, num_out)))
     return found
@@ -462,7 +468,9 @@ def _around(core: str, costs: dict[str, float]) -> list[Sample]:
                     whole[part] += steps * num
                 kernels = sum(costs[part] * num for part, num in whole.items() if part not in own)
                 around = Tally({part: num for part, num in whole.items() if part in own})
-                samples.append((around, counts[name] - kernels, counts[name]))
+                # Soft float is less sure than what is around it, so that what has none of it says more.
+                weight = 10 if name == "push" and not fpu else 1
+                samples.append((around, counts[name] - kernels, counts[name] / weight))
     return samples
 
 
