@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from midhaul import budget
+from midhaul import budget, size
 from midhaul.devices import arena, blob, footprint
 from midhaul.devices.profiles import get
 from midhaul.errors import BudgetError, SliceError
@@ -294,3 +294,15 @@ def test_a_layer_used_twice_has_its_weights_once() -> None:
     found = budget.plan(Shared(), (4,), BOARD, Op.FIT, train=["mix.weight", "mix.bias"])
     assert found.macs == 2 * 16 + 2 * 16 + 16
     assert sum(buffer.bytes for buffer in found.buffers if "mix." in buffer.name) == 2 * 80
+
+
+def test_a_sheet_shows_instructions_where_they_are_predicted() -> None:
+    sheets = {board: size.sheet("mlp", get(board), shape=(8,), classes=3) for board in ("stm32l4", "alif_e3")}
+    known, unknown = sheets["stm32l4"], sheets["alif_e3"]
+    assert "instr" in known.columns
+    assert "MACs" not in known.columns
+    assert all(op["instructions"] > op["macs"] for op in known.to_table()["ops"] if op["op"] != "fit head")
+    assert "instructions are predicted" in known.basis
+    assert "MACs" in unknown.columns
+    assert {op["instructions"] for op in unknown.to_table()["ops"]} == {None}
+    assert {len(row) for sheet in sheets.values() for row in sheet.rows} == {len(known.columns)}
