@@ -69,7 +69,7 @@ class Faulty:
         self.inner.close()
 
 
-def fleet(faults: dict[int, str], deadline_s: float = 0.5) -> tuple[Firmware, Loop, object]:
+def fleet(faults: dict[int, str], deadline_s: float = 2.0) -> tuple[Firmware, Loop, object]:
     """A federation of three, the last of them behind a faulty line."""
     scheme = SCHEMES["fedavg"]
     kit, program, population = setting(scheme, own_test=True)
@@ -125,7 +125,7 @@ TWENTY = {
     "data_num_devices": 20, "data_partition": "iid", "data_test": "device", "data_max_rows": 20, "data_public": 0.2,
     "tiny_options": {"hidden": [8]}, "large_model": "mlp_large", "large_options": {"hidden": 16, "depth": 1},
     "large_epochs": 1, "scheme_distill_epochs": 1, "scheme_name": "federated_transfer", "run_rounds": 4,
-    "run_engine": "firmware", "run_devices": "host:*20", "fleet_deadline_s": 3.0,
+    "run_engine": "firmware", "run_devices": "host:*20", "fleet_deadline_s": 10.0,
 }  # fmt: skip
 
 
