@@ -133,7 +133,10 @@ def build(
         type(module).__name__ if module is not None else config.tiny.model,
         type(large_module).__name__ if large_module is not None else config.large.model,
     )
-    return Plant(config, chosen, data, federation, kit, engine, board, radio, need, prepared.notes, *names)
+    notes = list(prepared.notes)
+    if config.fleet.stragglers and chosen.family != "FL":
+        notes.append(f"fleet.stragglers has no effect on {chosen.name}: all its devices do all epochs")
+    return Plant(config, chosen, data, federation, kit, engine, board, radio, need, tuple(notes), *names)
 
 
 def _resolved(config: Config, board: Board, data: Dataset) -> Config:

@@ -17,7 +17,7 @@ from midhaul import config as settings
 from midhaul.checkpoint import Checkpoint
 from midhaul.config import Config
 from midhaul.data import Dataset
-from midhaul.errors import CheckpointError, ConfigError, DataError
+from midhaul.errors import CheckpointError, ConfigError, DataError, MidhaulError
 from midhaul.kit import Scheme
 from midhaul.message import Replies
 from midhaul.models import count
@@ -58,9 +58,17 @@ def run(
     the same bits as one that was never stopped. `tell` is given sentences for a person, `progress` what is done.
     Raises: MidhaulError, in one sentence.
     """
+    is_new = out is not None and not out.exists()
     if out is not None:
         _open_folder(out, resume)
-    plant = build(config, scheme=scheme, module=module, large_module=large_module, dataset=dataset, progress=progress)
+    try:
+        plant = build(
+            config, scheme=scheme, module=module, large_module=large_module, dataset=dataset, progress=progress
+        )
+    except MidhaulError:
+        if is_new and out is not None:
+            out.rmdir()  # a run that is refused leaves nothing
+        raise
     for line in _opening(plant):
         tell(line)
     try:
@@ -326,7 +334,10 @@ def _check_same(kept: Config, now: Config) -> None:
 
 
 def _open_folder(out: Path, resume: bool) -> None:
-    if not resume and (out / "metrics.jsonl").exists():
+    metrics = out / "metrics.jsonl"
+    # One that was refused before its first checkpoint holds nothing that could be lost.
+    begun = metrics.exists() and (metrics.stat().st_size > 0 or (out / "checkpoint").exists())
+    if not resume and begun:
         raise ConfigError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -240,3 +240,22 @@ def test_halves_that_begin_as_trained_on_public_data_are_ahead(name: str) -> Non
     assert warm > cold + 0.1
     with pytest.raises(ConfigError, match="needs public data"):
         train.build(settings.replace(scheme_pretrain=True, data_public=0.0))
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        train.run(Config().replace(scheme_name="fedavgg"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with pytest.raises(ConfigError):
+        train.run(Config().replace(scheme_name="fedavgg"), tmp_path / "old")
+    assert (tmp_path / "old").is_dir()
+
+
+def test_stragglers_of_a_scheme_that_has_none_are_told() -> None:
+    told: list[str] = []
+    config = Config().replace(
+        data_num_devices=3, data_max_rows=12, data_public=0.1, scheme_name="split", scheme_epochs=2, run_rounds=1
+    )
+    train.run(config.replace(fleet_stragglers=0.5, large_model="mlp_large"), tell=told.append)
+    assert any("fleet.stragglers has no effect on split" in line for line in told)
