@@ -196,7 +196,7 @@ _ALL = (
         sources=_sources(
             "nRF52840 product specification, CPU",
             "nRF52840 product specification, memory",
-            "as others quote the nRF52840 product specification, CPU: 52 uA/MHz, CoreMark from flash, DC/DC, 3 V: 3.3 mA at 64 MHz",
+            "as others quote the nRF52840 product specification, CPU: 52 uA/MHz, DC/DC, 3 V: 3.3 mA at 64 MHz",
             "as others quote the nRF52840 product specification, System ON with the whole RAM retained: 2.35 uA at 3 V",
             _F32_M4,
             _S8_M4,
