@@ -18,6 +18,8 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps tflite-micro==0.dev20261023182759 \
+		|| echo "tflite-micro can't be installed here: the tests of .tflite files are skipped" >&2
 	@touch $@
 
 demo: $(READY)  ## six schemes on data inside a dependency: a table and a report
