@@ -25,9 +25,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
 from ticks import Counted
 
 from midhaul import rng
-from midhaul.devices import blob, footprint, instructions, profiles, toolchain
+from midhaul.devices import blob, costs, footprint, instructions, profiles, toolchain
+from midhaul.devices.arithmetic import Geometry
 from midhaul.devices.blob import Blob
-from midhaul.devices.instructions import Geometry, Tally
+from midhaul.devices.costs import COSTS
+from midhaul.devices.instructions import Tally
 from midhaul.devices.machines import UnicornMachine, open_machine
 from midhaul.models import tiny
 from midhaul.models.adapters import add_lora
@@ -102,6 +104,13 @@ class Kernels:
     def weights(self, num: int) -> Floats:
         """Gives numbers as weights are, none of them zero."""
         return np.asarray(self.draws.normal(size=num), np.float32)
+
+    def pool(self) -> Geometry:
+        """Draws a pool's geometry, now and then over the whole map."""
+        s = self.geometry(depthwise=True, times=1)
+        if self.draws.random() < 0.4:
+            s = s._replace(kh=s.ih, kw=s.iw, oh=1, ow=1, pt=0, pl=0, sh=1, sw=1, dh=1, dw=1)
+        return s
 
     def geometry(self, depthwise: bool = False, times: int = 0, ic: int = 0) -> Geometry:
         """Draws a layer's geometry."""
@@ -191,9 +200,7 @@ def _pools(name: str) -> Callable[[Kernels], list[Sample]]:
     def samples(k: Kernels) -> list[Sample]:
         found = []
         for _ in range(40):
-            s = k.geometry(depthwise=True, times=1)
-            if k.draws.random() < 0.4:
-                s = s._replace(kh=s.ih, kw=s.iw, oh=1, ow=1, pt=0, pl=0, sh=1, sw=1, dh=1, dw=1)
+            s = k.pool()
             t, x, g = Tally(), k.numbers(s.ic * s.ih * s.iw), k.numbers(s.ic * s.oh * s.ow)
             getattr(instructions, f"{name}_f32")(t, s)
             if name == "max_pool_input":
@@ -349,9 +356,7 @@ def _int8_pools(name: str) -> Callable[[Kernels], list[Sample]]:
     def samples(k: Kernels) -> list[Sample]:
         found = []
         for _ in range(40):
-            s = k.geometry(depthwise=True, times=1)
-            if k.draws.random() < 0.4:
-                s = s._replace(kh=s.ih, kw=s.iw, oh=1, ow=1, pt=0, pl=0, sh=1, sw=1, dh=1, dw=1)
+            s = k.pool()
             t = Tally()
             x = k.draws.integers(-128, 128, s.ic * s.ih * s.iw).astype(np.int8)
             y = np.zeros(s.oc * s.oh * s.ow, np.int8)
@@ -493,15 +498,15 @@ def measured(core: str) -> dict[str, float]:
 
 def main() -> None:
     """Measures, prints and writes."""
-    table = {core: dict(costs) for core, costs in instructions.COSTS.items()}
+    table = {core: dict(each) for core, each in COSTS.items()}
     for core in sys.argv[1:] or CORES:
         table[core] = measured(core)
     lines = []
-    for core, costs in sorted(table.items()):
+    for core, each in sorted(table.items()):
         lines.append(f'    "{core}": {{\n')
-        lines += [f'        "{part}": {cost:g},\n' for part, cost in sorted(costs.items())]
+        lines += [f'        "{part}": {cost:g},\n' for part, cost in sorted(each.items())]
         lines.append("    },\n")
-    path = Path(instructions.__file__)
+    path = Path(costs.__file__)
     pattern = r"(?s)(COSTS: [^{]*\{\n).*?(\}\n# end)"
     path.write_text(re.sub(pattern, lambda m: m[1] + "".join(lines) + m[2], path.read_text()))
 

@@ -179,27 +179,32 @@ def init_halves(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
     return Server(tree.without(first, kit.program.personal), whole, {"optimizer": memory})
 
 
+def _learned(kit: Kit, module: nn.Module, key: rng.Key, label: str) -> Tree:
+    """Gives a module's tree after training on public data, as [large] has it."""
+    public, large = kit.public, kit.config.large
+    whole, _, _ = train(
+        module,
+        tree.of(module),
+        public.x,
+        public.y,
+        kit.optimizer(),
+        epochs=large.epochs,
+        batch=large.batch,
+        key=key,
+        augment=kit.augment,
+        progress=kit.progress,
+        label=label,
+    )
+    return whole
+
+
 def _pretrained(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
     """Trains the device half and the server half as one model on public data; gives their trees."""
     parts = OrderedDict(front=kit.program.module, rear=kit.server_model())
     if kit.program.tail is not None:
         parts["tail"] = kit.program.tail
     joint = nn.Sequential(parts)
-    large, public = kit.config.large, kit.public
-    start = rng.key(key.seed, key.round, rng.SERVER, rng.Use.PUBLIC)
-    whole, _, _ = train(
-        joint,
-        tree.of(joint),
-        public.x,
-        public.y,
-        kit.optimizer(),
-        epochs=large.epochs,
-        batch=large.batch,
-        key=start,
-        augment=kit.augment,
-        progress=kit.progress,
-        label="both halves learn",
-    )
+    whole = _learned(kit, joint, rng.key(key.seed, key.round, rng.SERVER, rng.Use.PUBLIC), "both halves learn")
     first = {n: whole[n if n.startswith("tail.") else f"front.{n}"] for n in kit.program.initial}
     return first, {name.removeprefix("rear."): value for name, value in whole.items() if name.startswith("rear.")}
 
@@ -241,19 +246,7 @@ def teach(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
     public, large_cfg, cfg = kit.public, kit.config.large, kit.cfg
     large = kit.server_model()
     start = rng.key(key.seed, key.round, rng.SERVER, rng.Use.PUBLIC)
-    teacher, _, _ = train(
-        large,
-        tree.of(large),
-        public.x,
-        public.y,
-        kit.optimizer(),
-        epochs=large_cfg.epochs,
-        batch=large_cfg.batch,
-        key=start,
-        augment=kit.augment,
-        progress=kit.progress,
-        label="the large model learns",
-    )
+    teacher = _learned(kit, large, start, "the large model learns")
     # What is changed from step to step must be shown to the teacher too; what isn't, once.
     soft = partial(predict, large, teacher) if kit.augment is not None else predict(large, teacher, public.x)
     tiny = kit.taught or kit.program.module

@@ -117,7 +117,7 @@ def test_convolutions_and_losses_have_the_host_s_bits(built: Built, compiler: st
     draw = lambda *shape: stream.standard_normal(shape).astype(np.float32)  # noqa: E731
     for depth in (False, True):
         s = twin.Geometry(6, 9, 11, 6, 5, 11, 3, 3, 2, 1, 1, 1)
-        geometry = np.frombuffer(struct.pack("<6H8BH2x", *vars(s).values(), 1), np.uint32).copy()
+        geometry = np.frombuffer(struct.pack("<6H8BH2x", *s, 1), np.uint32).copy()
         x, g = draw(6, 9, 11), draw(6, 5, 11)
         w, b = draw(6, 1 if depth else 6, 3, 3), draw(6)
         kind = "depthwise" if depth else "conv"

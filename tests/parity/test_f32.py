@@ -147,7 +147,7 @@ def test_conv(c: Kernels, s: twin.Geometry, seed: int, biased: bool) -> None:
 @PLAIN
 @given(windows(), st.integers(0, 1000), st.booleans(), st.integers(1, 3))
 def test_depthwise(c: Kernels, s: twin.Geometry, seed: int, biased: bool, times: int) -> None:
-    s = twin.Geometry(**{**vars(s), "oc": s.ic * times})
+    s = twin.Geometry(**{**s._asdict(), "oc": s.ic * times})
     check_windowed(c, s, seed, biased, "depthwise", (s.oc, 1, s.kh, s.kw), s.ic)
 
 
@@ -184,7 +184,7 @@ def test_pools(c: Kernels, s: twin.Geometry, seed: int, adds: bool) -> None:
     oh = (s.ih + 2 * pads[0] - (s.kh - 1) * s.dh - 1) // s.sh + 1
     ow = (s.iw + 2 * pads[1] - (s.kw - 1) * s.dw - 1) // s.sw + 1
     assume(oh > 0 and ow > 0)
-    s = twin.Geometry(**{**vars(s), "oc": s.ic, "oh": oh, "ow": ow, "pt": pads[0], "pl": pads[1]})
+    s = twin.Geometry(**{**s._asdict(), "oc": s.ic, "oh": oh, "ow": ow, "pt": pads[0], "pl": pads[1]})
     seen = np.zeros((oh, ow))
     for kh, kw in np.ndindex(s.kh, s.kw):
         seen[s.rows(kh)[0], s.columns(kw)[0]] += 1

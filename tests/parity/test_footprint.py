@@ -12,6 +12,7 @@ from midhaul.devices import blob, footprint, profiles, toolchain
 from midhaul.devices.blob import Blob
 from midhaul.devices.machines import open_machine
 from midhaul.devices.profiles import Board
+from midhaul.errors import DependencyError
 from midhaul.link.frame import Frame, pack, unpack
 from midhaul.message import Op
 from midhaul.models import slices, tiny
@@ -35,7 +36,7 @@ def compilers() -> list[str]:
     for kind, version in footprint.COMPILERS.items():
         try:
             here = toolchain.firmware_compiler(kind)
-        except Exception:
+        except DependencyError:
             continue
         if version.rpartition(" ")[2] in here.version:
             found.append(kind)

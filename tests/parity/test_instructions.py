@@ -20,6 +20,7 @@ from ticks import Counted
 from midhaul import rng
 from midhaul.devices import blob, footprint, instructions, profiles, toolchain
 from midhaul.devices.blob import Blob
+from midhaul.devices.costs import COSTS
 from midhaul.devices.plan import PlanKind
 from midhaul.devices.profiles import Board
 from midhaul.models import slices, tiny
@@ -170,9 +171,9 @@ def test_other_cores(core: str, name: str) -> None:
 
 
 def test_every_part_has_a_cost_on_every_core() -> None:
-    parts = [set(costs) for costs in instructions.COSTS.values()]
+    parts = [set(costs) for costs in COSTS.values()]
     shared = set.intersection(*parts)
     kinds = ("four_wide.tap", "dense4.four", "tap_four_by_four.column", "layer_back", "sgd.four", "lora_up.mac")
     assert shared.issuperset(kinds)
-    assert all(cost >= 0.0 for costs in instructions.COSTS.values() for cost in costs.values())
+    assert all(cost >= 0.0 for costs in COSTS.values() for cost in costs.values())
     assert not instructions.is_known("Cortex-M55")

@@ -8,7 +8,7 @@ Shape letters: C channels, O of the output, I of the input; H rows, W columns, N
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,7 @@ from midhaul.net import Array
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """A window that slides over a map, as `mh_geometry`: input [ic, ih, iw], output [oc, oh, ow], kernel [kh, kw].
 
     Strides sh, sw; padding pt at the top and pl at the left; dilation dh, dw. Taps outside of the map are left out.

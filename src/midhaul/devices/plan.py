@@ -243,7 +243,6 @@ class _Flow:
         self.streams = streams
         self.loss = ends_in_loss
         self.made = {net.layers[i].out: i for i in places}
-        self.backs = bool(trained)
         self.needs: dict[int, bool] = {}
         for i in places:
             layer = net.layers[i]
