@@ -294,10 +294,23 @@ def _boards(chosen: argparse.Namespace) -> None:
 
 def _schemes(chosen: argparse.Namespace) -> None:
     if chosen.json:
-        rows = [(s.name, s.family, s.title, s.source) for s in SCHEMES.values()]
-        _show(chosen, ("scheme", "family", "what it is", "source"), rows)
-    else:
-        _show(chosen, ("scheme", "family", "what it is"), [(s.name, s.family, s.title) for s in SCHEMES.values()])
+        heads = ("scheme", "family", "what it is", "direction", "up", "down", "needs", "source")
+        rows = [
+            (s.name, s.family, s.title, s.direction, ", ".join(s.up), ", ".join(s.down), s.needs, s.source)
+            for s in SCHEMES.values()
+        ]
+        _show(chosen, heads, rows)
+        return
+    width = max(map(len, SCHEMES)) + 2
+    for family in dict.fromkeys(scheme.family for scheme in SCHEMES.values()):
+        print(f"{family}")
+        for s in (scheme for scheme in SCHEMES.values() if scheme.family == family):
+            source = "" if s.source == "none" else f" ({s.source})"
+            print(f"  {s.name:<{width}}{s.title}{source}")
+            facts = {"direction": s.direction, "up": ", ".join(s.up), "down": ", ".join(s.down), "needs": s.needs}
+            told = "; ".join(f"{name}: {fact}" for name, fact in facts.items() if fact not in ("", "-", "none"))
+            print(textwrap.fill(told, 110, initial_indent=" " * (width + 2), subsequent_indent=" " * (width + 2)))
+        print()
 
 
 def _report(chosen: argparse.Namespace) -> None:

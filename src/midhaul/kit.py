@@ -17,7 +17,7 @@ from midhaul import rng, tree
 from midhaul.config import Config, SchemeConfig
 from midhaul.errors import EngineError, ModelError
 from midhaul.fleet import Fleet
-from midhaul.message import Message, Op, Replies, Setting, Settings, join
+from midhaul.message import Kind, Message, Op, Replies, Setting, Settings, join
 from midhaul.models import losses
 from midhaul.program import Examples, Program
 from midhaul.server import Augment, Optimizer, Progress, Server, parameter_names, predict, train
@@ -109,8 +109,11 @@ class Work:
 class Scheme:
     """A way to train tiny and large models together: plain functions that speak only to a fleet.
 
+    `direction` says who teaches whom: large to tiny, tiny to large, both ways, tiny to tiny, or none. `up` and `down`
+    are the kinds of tensors that cross the link in rounds; the contract suite holds `up` to what the link counted.
     `part` is what of the tiny model lies on a device: whole, front (up to the cut), or u (front and tail).
     `large` says what the server's model is: none, a teacher that sees examples, the rear behind the cut.
+    `engines` are those that can run it.
     """
 
     name: str
@@ -121,9 +124,19 @@ class Scheme:
     round: Callable[[Server, Fleet, Kit, rng.Key], tuple[Server, dict[str, float]]]
     evaluate: Callable[[Server, Fleet, Kit, rng.Key], Replies]
     work: Callable[[SchemeConfig], tuple[Work, ...]]
+    direction: str
+    up: tuple[Kind, ...] = (Kind.WEIGHTS,)
+    down: tuple[Kind, ...] = (Kind.WEIGHTS,)
     part: str = "whole"
     large: str = "none"
     needs_public: bool = False
+    engines: tuple[str, ...] = ("loop", "stacked", "firmware")
+
+    @property
+    def needs(self) -> str:
+        """Says what a run must have for it, beside a tiny model and data on the devices."""
+        large = {"none": "", "teacher": "a large model", "rear": "a large model behind the cut"}[self.large]
+        return ", ".join(need for need in (large, "public data" if self.needs_public else "") if need) or "-"
 
 
 def ask_all(fleet: Fleet, message: Message, key: rng.Key) -> Replies:

@@ -82,6 +82,13 @@ SETTINGS: tuple[str, ...] = (
     "scale",
     "seed_low",
     "seed_high",
+    "rule",
+    "inner_lr",
+    "inner_steps",
+    "inner_train",
+    "noise",
+    "order",
+    "nopeek",
 )
 
 

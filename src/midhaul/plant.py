@@ -83,6 +83,10 @@ def build(
     Raises: MidhaulError, in one sentence, before anything is trained.
     """
     chosen = scheme or find_scheme(config.scheme.name)
+    if config.run.engine not in chosen.engines:
+        raise ConfigError(
+            f"the scheme {chosen.name} can't run on the engine {config.run.engine}; use {' or '.join(chosen.engines)}"
+        )
     board = profiles.get(config.fleet.board)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)

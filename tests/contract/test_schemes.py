@@ -91,9 +91,8 @@ def test_loop_and_stacked_agree(name: str, own_test: bool) -> None:
 
 
 @pytest.mark.parametrize("own_test", [False, True], ids=["new devices", "own rows"])
-@pytest.mark.parametrize("name", [name for name in SCHEMES if name != "split_u"])
+@pytest.mark.parametrize("name", [name for name, scheme in SCHEMES.items() if "firmware" in scheme.engines])
 def test_loop_and_the_c_runtime_agree(name: str, own_test: bool) -> None:
-    """The U shape has a tail behind the server, which devices on firmware don't have."""
     agree(name, "host:*3", own_test)
 
 
@@ -123,22 +122,13 @@ def test_it_learns(name: str) -> None:
     assert float(best) > 0.6
 
 
-LEAVES = {
-    "local": set(),
-    "pooled": {"examples", "labels"},
-    "split": {"activations", "labels", "weights"},
-    "split_u": {"activations", "gradients", "weights"},
-    "federated_split": {"activations", "labels", "weights"},
-    "federated_split_v1": {"activations", "labels", "weights"},
-    "transfer": set(),
-}
-
-
 @pytest.mark.parametrize("name", SCHEMES)
 def test_only_what_is_said_leaves_the_device(name: str) -> None:
     ledger = trained(name, "stacked")[3]
     sent = {kind for kind, num in ledger.kinds_up.items() if num and kind != "header"}
-    assert sent == LEAVES.get(name, {"weights"})
+    assert sent == set(SCHEMES[name].up)
+    received = {kind for kind, num in ledger.kinds_down.items() if num and kind != "header"}
+    assert received - {"weights"} == set(SCHEMES[name].down) - {"weights"}
 
 
 @pytest.mark.parametrize("name", SCHEMES)

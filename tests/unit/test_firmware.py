@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 from fleet_of_three import FEATURES, SIZES, setting
 from twin_device import Fault, Twin, TwinBlobs
 
-SUPPORTED = [name for name in SCHEMES if name != "split_u"]
+SUPPORTED = [name for name, scheme in SCHEMES.items() if "firmware" in scheme.engines]
 
 
 def fleet(

@@ -14,7 +14,7 @@ from midhaul import server as site
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
 from midhaul.kit import Kit, Scheme, Work, ask_all, load_all, mean_loss
-from midhaul.message import Message, Op, Replies
+from midhaul.message import Kind, Message, Op, Replies
 from midhaul.ops import row_losses
 from midhaul.server import Server
 
@@ -95,7 +95,19 @@ def _model(kit: Kit) -> torch.nn.Module:
     return kit.program.module if kit.cfg.pooled_model == "tiny" else kit.server_model()
 
 
-LOCAL = Scheme("local", "each device alone", "baseline", "none", init_local, round_local, evaluate_local, work_local)
+LOCAL = Scheme(
+    "local",
+    "each device alone",
+    "baseline",
+    "none",
+    init_local,
+    round_local,
+    evaluate_local,
+    work_local,
+    "none",
+    (),
+    (),
+)
 POOLED = Scheme(
     "pooled",
     "all data on the server",
@@ -105,5 +117,8 @@ POOLED = Scheme(
     round_pooled,
     evaluate_pooled,
     work_pooled,
+    "tiny to large",
+    (Kind.EXAMPLES, Kind.LABELS),
+    (),
     large="teacher",
 )

@@ -94,7 +94,7 @@ def work(cfg: SchemeConfig) -> tuple[Work, ...]:
     return (Work(Op.FIT, cfg.slice), Work(Op.PREDICT))
 
 
-_kin = partial(Scheme, family="FL", init=init, evaluate=evaluate, work=work)
+_kin = partial(Scheme, family="FL", direction="tiny to tiny", init=init, evaluate=evaluate, work=work)
 FEDAVG = _kin(name="fedavg", title="federated averaging", source="McMahan et al. 2017", round=round_fedavg)
 FEDPROX = _kin(name="fedprox", title="FedAvg with a proximal term", source="Li et al. 2020", round=round_fedprox)
 FEDADAM = _kin(name="fedadam", title="FedAvg with Adam on the server", source="Reddi et al. 2021", round=round_fedadam)

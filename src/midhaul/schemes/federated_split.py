@@ -16,7 +16,7 @@ from midhaul import rng, tree
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
 from midhaul.kit import Kit, Scheme, Work, evaluate_halves, init_halves
-from midhaul.message import Message, Op, Replies, Settings
+from midhaul.message import Kind, Message, Op, Replies, Settings
 from midhaul.server import Server, step_half
 
 Halves = dict[int, tuple[tree.Tree, tree.Tree]]  # of each device: the server half and its optimiser's state
@@ -90,6 +90,9 @@ _kin = partial(
     init=init_halves,
     evaluate=evaluate_halves,
     work=work,
+    direction="both ways",
+    up=(Kind.ACTIVATIONS, Kind.LABELS, Kind.WEIGHTS),
+    down=(Kind.GRADIENTS, Kind.WEIGHTS),
     part="front",
     large="rear",
 )

@@ -83,7 +83,7 @@ def work_parts(cfg: SchemeConfig) -> tuple[Work, ...]:
     return (Work(Op.FIT, "head"), Work(Op.FIT, "body"), Work(Op.PREDICT))
 
 
-_kin = partial(Scheme, family="FTL", init=init, large="teacher", needs_public=True)
+_kin = partial(Scheme, family="FTL", direction="large to tiny", init=init, large="teacher", needs_public=True)
 FEDERATED_TRANSFER = _kin(
     name="federated_transfer",
     title="frozen body from the large model, heads averaged",

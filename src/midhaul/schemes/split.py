@@ -13,7 +13,7 @@ from midhaul import server as site
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
 from midhaul.kit import Kit, Scheme, Work, evaluate_halves, init_halves
-from midhaul.message import Message, Op, Replies, Settings
+from midhaul.message import Kind, Message, Op, Replies, Settings
 from midhaul.server import Server, step_half
 
 
@@ -106,6 +106,9 @@ SPLIT = Scheme(
     round,
     evaluate_halves,
     work,
+    "both ways",
+    (Kind.ACTIVATIONS, Kind.LABELS, Kind.WEIGHTS),
+    (Kind.GRADIENTS, Kind.WEIGHTS),
     part="front",
     large="rear",
 )
@@ -118,6 +121,10 @@ SPLIT_U = Scheme(
     round,
     evaluate_halves,
     work,
+    "both ways",
+    (Kind.ACTIVATIONS, Kind.GRADIENTS, Kind.WEIGHTS),
+    (Kind.ACTIVATIONS, Kind.GRADIENTS, Kind.WEIGHTS),
     part="u",
     large="rear",
+    engines=("loop", "stacked"),
 )

@@ -10,7 +10,7 @@ from midhaul import rng
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
 from midhaul.kit import Kit, Scheme, Work, evaluate_personal, evaluate_shared, load_all, mean_loss, teach
-from midhaul.message import Op, Replies
+from midhaul.message import Kind, Op, Replies
 from midhaul.server import Server
 
 
@@ -50,6 +50,9 @@ TRANSFER = Scheme(
     round,
     evaluate,
     work,
+    "large to tiny",
+    (),
+    (Kind.WEIGHTS,),
     large="teacher",
     needs_public=True,
 )
