@@ -124,11 +124,13 @@ static int read_setting(mh_request *q, const mh_setting *s) {
         place = place_of_text(s, whats, 7);
         q->what = (uint8_t)place;
         return place < 0 ? MH_ERROR_SETTING : MH_OK;
-    default: /* MH_SET_ROWS: a set, or the bytes of a blob */
+    case MH_SET_ROWS: /* a set, or the bytes of a blob */
         if (s->type == MH_INT) return read_count(s, &q->total);
         place = place_of_text(s, sets, MH_NUM_SETS);
         q->rows = (int8_t)place;
         return place < 0 ? MH_ERROR_SETTING : MH_OK;
+    default:
+        return MH_ERROR_SETTING;
     }
 }
 

@@ -306,10 +306,12 @@ def _schemes(chosen: argparse.Namespace) -> None:
         print(f"{family}")
         for s in (scheme for scheme in SCHEMES.values() if scheme.family == family):
             source = "" if s.source == "none" else f" ({s.source})"
-            print(f"  {s.name:<{width}}{s.title}{source}")
+            first = f"  {s.name:<{width}}"
+            print(textwrap.fill(s.title + source, 80, initial_indent=first, subsequent_indent=" " * (width + 2)))
             facts = {"direction": s.direction, "up": ", ".join(s.up), "down": ", ".join(s.down), "needs": s.needs}
             told = "; ".join(f"{name}: {fact}" for name, fact in facts.items() if fact not in ("", "-", "none"))
-            print(textwrap.fill(told, 110, initial_indent=" " * (width + 2), subsequent_indent=" " * (width + 2)))
+            if told:
+                print(textwrap.fill(told, 80, initial_indent=" " * (width + 2), subsequent_indent=" " * (width + 2)))
         print()
 
 

@@ -89,6 +89,8 @@ SETTINGS: tuple[str, ...] = (
     "noise",
     "order",
     "nopeek",
+    "support",
+    "seeds",
 )
 
 
