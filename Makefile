@@ -27,12 +27,12 @@ demo: $(READY)  ## six schemes on data inside a dependency: a table and a report
 	$(BIN)/midhaul compare examples/demo.toml --schemes local,pooled,fedavg,transfer,federated_transfer,split,federated_split --out runs/demo
 
 test: $(READY)  ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: $(READY)  ## what CI runs: lint, types, layers, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 repro: $(READY)  ## the published figures; slow, needs MIDHAUL_DATA or the network
 	$(BIN)/python -m repro.all
