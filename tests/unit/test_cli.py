@@ -129,7 +129,10 @@ def test_one_sentence_and_exit_code_2(
         ),
         (("--engine", "firmware", "--devices", "host:*9"), "names 9 addresses and the data make 4 devices"),
         (("--engine", "firmware", "--devices", "serial:/dev/ttyACM0"), "there is no key for serial:/dev/ttyACM0"),
-        (("--engine", "firmware", *sets("scheme.name=split_u")), "the scheme split_u can't run on the engine firmware; use loop or stacked"),
+        (
+            ("--engine", "firmware", *sets("scheme.name=split_u")),
+            "the scheme split_u can't run on the engine firmware; use loop or stacked",
+        ),
         (("--engine", "firmware", *sets("run.keys=nowhere")), "the file of keys nowhere can't be read"),
     ],
 )
