@@ -50,7 +50,8 @@ def curve(config: Config, dataset: Dataset | None = None) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         train.run(config, Path(folder) / "run", dataset=dataset)
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [float(json.loads(line)["accuracy"]) for line in lines]
+    rounds = [json.loads(line) for line in lines]
+    return [float(line["accuracy"]) for line in rounds if line["round"]]
 
 
 def first_at(curve: Sequence[float], wanted: float) -> int | None:

@@ -32,7 +32,7 @@ def run(scheme: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         summary = train.run(settings, Path(folder) / "run").summary
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
-    tested = [line for line in lines if line["accuracy"] is not None]
+    tested = [line for line in lines if line["round"] and line["accuracy"] is not None]
     summary["curve"] = [(line["uplink_bytes"] + line["downlink_bytes"], line["accuracy"]) for line in tested]
     return summary
 

@@ -113,7 +113,9 @@ class Scheme:
     are the kinds of tensors that cross the link in rounds; the contract suite holds `up` to what the link counted.
     `part` is what of the tiny model lies on a device: whole, front (up to the cut), or u (front and tail).
     `large` says what the server's model is: none, a teacher that sees examples, the rear behind the cut.
-    `engines` are those that can run it.
+    `evaluate_large` tests the large model by itself; a scheme that has it is tested before its first round too, so that
+    a run tells what each of the two models gained. On firmware it speaks to the simulation, which has every device's
+    rows but nothing that a board has learned. `engines` are those that can run it.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Scheme:
     part: str = "whole"
     large: str = "none"
     needs_public: bool = False
+    evaluate_large: Callable[[Server, Fleet, Kit, rng.Key], Replies] | None = None
     engines: tuple[str, ...] = ("loop", "stacked", "firmware")
 
     @property
@@ -178,6 +181,24 @@ def evaluate_personal(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, t
     adapting = kit.fit({}, train=tune, send="none", epochs=kit.cfg.adapt_epochs, lr=lr).settings
     message = Message(Op.ADAPT, server.tree, settings=adapting)
     return fleet.exchange(message, key=key, devices=fleet.test_devices)
+
+
+def evaluate_large(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
+    """Tests a large model that takes examples, on each test device's rows."""
+    return tested(kit.server_model(), server.large, fleet, key)
+
+
+def tested(module: nn.Module, whole: Tree, fleet: Fleet, key: rng.Key) -> Replies:
+    """Tests a model of the server's on each test device's rows."""
+    up = fleet.exchange(Message(Op.READ, settings={"what": "test"}), key=key, devices=fleet.test_devices)
+    loss, correct = torch.zeros(len(up), dtype=torch.float64), torch.zeros(len(up), dtype=torch.float64)
+    for place, (_, reply) in enumerate(up):
+        if not len(reply.tree["y"]):
+            continue
+        logits, y = predict(module, whole, reply.tree["x"]), reply.tree["y"]
+        loss[place] = losses.rows("cross_entropy", logits, y).double().mean()
+        correct[place] = (logits.argmax(1) == y).sum()
+    return Replies(up.devices, {}, up.rows, up.weight, {"rows": up.weight, "loss": loss, "correct": correct})
 
 
 def init_halves(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:

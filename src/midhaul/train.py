@@ -97,6 +97,7 @@ class _Run:
         )
         self.wall_s, self.train_s = 0.0, 0.0
         self.scores: Summary = {}
+        self.start: Summary = {}  # the accuracies before the first round, where the scheme tests its large model
         self.firmware = plant.engine if isinstance(plant.engine, Firmware) else None
         if self.firmware is not None:
             self.firmware.tell = tell
@@ -109,6 +110,9 @@ class _Run:
             self._write("config.toml", settings.to_toml(config).encode())
             self._write("metrics.jsonl", b"")
             server, done = scheme.init(self.fleet, self.plant.kit, self._key(0)), 0
+            if scheme.evaluate_large is not None:
+                self.start = _accuracies(self._evaluate(server, 0))
+                self._line(0, self.scores, {})
             self.wall_s += time.perf_counter() - began
             self._save(0, server)
         else:
@@ -136,8 +140,14 @@ class _Run:
 
     def _evaluate(self, server: Server, number: int) -> Summary:
         """Tests, over no link: measuring is not part of what a deployment sends."""
-        replies = self.plant.scheme.evaluate(server, self.plant.engine, self.plant.kit, self._key(number))
-        self.scores = _scores(replies, self.plant)
+        plant, key = self.plant, self._key(number)
+        self.scores = _scores(plant.scheme.evaluate(server, plant.engine, plant.kit, key), plant)
+        self.scores["large_accuracy"] = None
+        if plant.scheme.evaluate_large is not None:
+            # A board is not asked for its test rows: the simulation has them.
+            fleet = plant.engine.simulated if isinstance(plant.engine, Firmware) else plant.engine
+            tested = plant.scheme.evaluate_large(server, fleet, plant.kit, key)
+            self.scores["large_accuracy"] = float(tested.metrics["correct"].sum() / tested.metrics["rows"].sum())
         return self.scores
 
     def _resume(self) -> Checkpoint | None:
@@ -155,7 +165,7 @@ class _Run:
             for field in dataclasses.fields(Ledger):
                 setattr(self.ledger, field.name, scalars["ledger"][field.name])
             self.wall_s, self.train_s = float(scalars["wall_s"]), float(scalars["train_s"])
-            self.scores = dict(scalars["scores"])
+            self.scores, self.start = dict(scalars["scores"]), dict(scalars["start"])
             size = int(scalars["metrics_bytes"])
             if self.firmware is not None:
                 self.firmware.events = [dict(event) for event in scalars["device_events"]]
@@ -178,6 +188,7 @@ class _Run:
             "wall_s": self.wall_s,
             "train_s": self.train_s,
             "scores": self.scores,
+            "start": self.start,
             "metrics_bytes": (self.out / "metrics.jsonl").stat().st_size,
         }
         devices = self.plant.engine.dump()
@@ -189,7 +200,7 @@ class _Run:
         ledger = self.ledger
         line = {
             "round": number,
-            "accuracy": scores["accuracy"] if scores else None,
+            **(_accuracies(scores) if scores else {"accuracy": None, "large_accuracy": None}),
             "loss": scores["loss"] if scores else None,
             "train_loss": metrics.get("train_loss"),
             "uplink_bytes": ledger.uplink_bytes,
@@ -243,6 +254,7 @@ class _Run:
             "rounds": plant.config.run.rounds,
             "seed": plant.config.run.seed,
             **self.scores,
+            "start": self.start or None,
             "uplink_bytes": ledger.uplink_bytes,
             "downlink_bytes": ledger.downlink_bytes,
             "air_seconds": ledger.air_seconds,
@@ -302,6 +314,10 @@ def _scores(replies: Replies, plant: Plant) -> Summary:
         },
         "loss": float((loss * rows).sum()) / total,
     }
+
+
+def _accuracies(scores: Summary) -> Summary:
+    return {name: scores[name] for name in ("accuracy", "large_accuracy")}
 
 
 def _device_name(device: int, plant: Plant) -> str:

@@ -665,3 +665,30 @@ def test_one_round_and_next_to_nothing_spent_can_still_be_drawn() -> None:
     for low, high in ((3.3e-3, 3.4e-3), (1.0, 1.0), (0.7, 0.72)):
         for over in ("joules", "bytes"):
             _log_x(Figure().add_subplot(), low, high, over)
+
+
+# What each of the two models gained
+
+
+def test_both_models_gains_are_shown_where_both_were_tested(tmp_path: Path) -> None:
+    start = {"accuracy": 0.4, "large_accuracy": 0.6}
+    runs = [make_run(tmp_path / str(s), "transfer", s, start=start, large_accuracy=0.7 + 0.1 * s) for s in (0, 1)]
+    for run in runs:
+        edit(run, "summary.json", accuracy=0.5)
+    (row,) = report.rows(runs)
+    assert row.gains is not None
+    assert row.gains.tiny == pytest.approx(0.1)
+    assert row.gains.large == pytest.approx(0.15)
+    plain = make_run(tmp_path / "plain", "fedavg")
+    lines = report.table([*runs, plain]).split("\n\n")[1].splitlines()
+    assert [line.split()[0] for line in lines] == ["scheme", "transfer"]
+    assert lines[1].split()[1:] == ["40.0", "50.0", "+10.0", "60.0", "75.0", "+15.0"]
+    text = written([*runs, plain])
+    assert text.count("What each model gained") == 1
+    assert "+15.0" in text
+    assert "What each model gained" not in written([plain])
+
+
+@pytest.mark.parametrize("start", [{"accuracy": 1.5, "large_accuracy": 0.6}, {"accuracy": 0.4}, 3])
+def test_a_start_that_is_no_pair_of_shares_is_refused(start: object, tmp_path: Path) -> None:
+    assert "start" in refusal([make_run(tmp_path / "a", "fedavg", start=start)])

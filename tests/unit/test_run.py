@@ -259,3 +259,14 @@ def test_stragglers_of_a_scheme_that_has_none_are_told() -> None:
     )
     train.run(config.replace(fleet_stragglers=0.5, large_model="mlp_large"), tell=told.append)
     assert any("fleet.stragglers has no effect on split" in line for line in told)
+
+
+def test_a_scheme_with_a_teacher_tells_both_models_accuracies_from_the_start(tmp_path: Path) -> None:
+    summary = train.run(config("transfer", run_rounds=2), tmp_path / "run").summary
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2]
+    assert summary["start"] == {name: lines[0][name] for name in ("accuracy", "large_accuracy")}
+    # The teacher learns before the first round and never after it.
+    assert summary["large_accuracy"] == summary["start"]["large_accuracy"] > 0.2
+    alone = train.run(config("fedavg", run_rounds=1), tmp_path / "alone").summary
+    assert (alone["large_accuracy"], alone["start"]) == (None, None)

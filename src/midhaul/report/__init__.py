@@ -8,13 +8,14 @@ from pathlib import Path
 
 from midhaul.errors import MidhaulError
 from midhaul.report import page
-from midhaul.report.groups import Row, read_studies
+from midhaul.report.groups import Gains, Row, read_studies
 from midhaul.units import format_bytes
 
 __all__ = ["Row", "rows", "table", "write"]
 
 WIDTH = 80
 _HEADINGS = ("scheme", "accuracy %", "up", "down", "joules", "SRAM", "flash", "air s", "wall s")
+_GAINS = ("scheme", "tiny: first %", "last %", "gain", "large: first %", "last %", "gain")
 _NOTE = """\
 Mean over seeds +- standard deviation. Up, down, joules: all devices together.
 SRAM, flash: one device. K = 1024 bytes."""
@@ -34,6 +35,8 @@ def table(runs: Sequence[Path]) -> str:
     blocks = []
     for study in read_studies(runs):
         lines = _aligned([_HEADINGS, *(_cells(row) for row in study.rows())])
+        if gained := [_gain_cells(row.label, row.gains) for row in study.rows() if row.gains]:
+            lines += ["", *_aligned([_GAINS, *gained])]
         blocks.append("\n".join([f"data: {study.data}"[:WIDTH], *lines]))
     return "\n\n".join([*blocks, _NOTE])
 
@@ -72,9 +75,16 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
+def _gain_cells(label: str, gains: Gains) -> tuple[str, ...]:
+    shares = (gains.tiny_first, gains.tiny_last, gains.tiny, gains.large_first, gains.large_last, gains.large)
+    shown = [f"{100 * share:.1f}" for share in shares]
+    shown[2], shown[5] = f"{100 * gains.tiny:+.1f}", f"{100 * gains.large:+.1f}"
+    return (label, *shown)
+
+
 def _aligned(cells: Sequence[tuple[str, ...]]) -> list[str]:
     """Gives a line for each row: the first column to the left, the others to the right, the label cut if it must be."""
-    widths = [max(len(row[i]) for row in cells) for i in range(len(_HEADINGS))]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
     widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - len(gap) * (len(widths) - 1))
     lines = []

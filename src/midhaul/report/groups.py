@@ -62,6 +62,26 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Gains:
+    """Accuracies of the tiny and of the large model before the first round and at the end, means over seeds."""
+
+    tiny_first: float
+    tiny_last: float
+    large_first: float
+    large_last: float
+
+    @property
+    def tiny(self) -> float:
+        """What the tiny model gained."""
+        return self.tiny_last - self.tiny_first
+
+    @property
+    def large(self) -> float:
+        """What the large model gained."""
+        return self.large_last - self.large_first
+
+
+@dataclass(frozen=True)
 class Row:
     """What a scheme came to, mean over its seeds.
 
@@ -82,6 +102,7 @@ class Row:
     device_flash_bytes: float
     air_seconds: float
     wall_seconds: float
+    gains: Gains | None = None
 
 
 @dataclass(frozen=True)
@@ -155,4 +176,14 @@ def _row(data: str, group: Group) -> Row:
         device_flash_bytes=group.mean(lambda run: run.flash_bytes),
         air_seconds=group.mean(lambda run: run.air_seconds),
         wall_seconds=group.mean(lambda run: run.wall_seconds),
+        gains=_gains(group),
     )
+
+
+def _gains(group: Group) -> Gains | None:
+    """Gives what each of the two models gained, if every seed tested both at both ends."""
+    each = [(run.start[0], run.accuracy, run.start[1], run.large_accuracy) for run in group.runs]
+    known = [[value for value in ends if value is not None] for ends in each]
+    if any(len(ends) < 4 for ends in known):
+        return None
+    return Gains(*(statistics.fmean(values) for values in zip(*known, strict=True)))

@@ -54,7 +54,7 @@ def _study(study: Study, name: str, with_heading: bool) -> str:
     parts += [f"<p><b>{_e(head)}.</b> {_e(text)}</p>" for head, text in what_was_run(study).items()]
     parts.append("</div>")
     parts += ["<h2>Results</h2>", f'<p class="lead">{_e(findings(rows, study.groups))}</p>']
-    parts += [_summary(study, rows, looks), "<h2>Accuracy, and what it costs</h2>", legend]
+    parts += [_summary(study, rows, looks), _gains(rows, looks), "<h2>Accuracy, and what it costs</h2>", legend]
     parts += [_accuracy(study, looks, name), _each_device(study, looks)]
     parts += ["<h2>Memory of a device</h2>", _memory(study, looks, name)]
     parts += ["<h2>What crossed the link</h2>", _crossed(study, name)]
@@ -210,6 +210,26 @@ def _summary(study: Study, rows: Sequence[Row], looks: dict[str, Style]) -> str:
         f"{spread}"
     )
     return f'{_table(heads, lines, (0,))}<p class="note">{note}</p>'
+
+
+def _gains(rows: Sequence[Row], looks: dict[str, Style]) -> str:
+    """Gives what the tiny and the large model gained, for the schemes that test both."""
+    lines = []
+    for row in rows:
+        if row.gains is not None:
+            gains = row.gains
+            ends = (gains.tiny_first, gains.tiny_last, gains.large_first, gains.large_last)
+            first, last, large_first, large_last = (f"{100 * share:.1f}" for share in ends)
+            told = (first, last, f"{100 * gains.tiny:+.1f}", large_first, large_last, f"{100 * gains.large:+.1f}")
+            lines.append([_label(row.label, looks), *told])
+    if not lines:
+        return ""
+    heads = ["scheme", "tiny, first (%)", "last (%)", "gain", "large, first (%)", "last (%)", "gain"]
+    note = (
+        "First is before the first round, after whatever the server did by itself. The gain is in points of accuracy "
+        "on the test rows; the large model's rows are the same."
+    )
+    return f'<h2>What each model gained</h2>{_table(heads, lines, (0,))}<p class="note">{note}</p>'
 
 
 def _settings(groups: Sequence[Group]) -> str:

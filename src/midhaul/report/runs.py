@@ -28,6 +28,7 @@ class Round:
     uplink_bytes: int
     downlink_bytes: int
     device_joules: float
+    large_accuracy: float | None = None
 
     @property
     def link_bytes(self) -> int:
@@ -87,6 +88,8 @@ class Run:
     num_rounds: int
     seed: int
     accuracy: float | None
+    large_accuracy: float | None  # the large model by itself; None where the scheme doesn't test it
+    start: tuple[float | None, float | None]  # the accuracies of tiny and large model before the first round
     device_names: tuple[str, ...]
     device_accuracy: tuple[float | None, ...]
     uplink_bytes: int
@@ -118,6 +121,7 @@ def read_run(path: Path) -> Run:
     summary = _Fields(_json(_text(path / "summary.json"), str(path / "summary.json")), str(path / "summary.json"))
     tiny, large = summary.inner("tiny"), summary.inner("large") if summary.of("large") is not None else None
     names, accuracy = _devices(summary)
+    start = summary.inner("start") if summary.table.get("start") is not None else None
     run = Run(
         path=path,
         settings=settings,
@@ -133,6 +137,8 @@ def read_run(path: Path) -> Run:
         num_rounds=summary.whole("rounds"),
         seed=summary.whole("seed"),
         accuracy=summary.share("accuracy"),
+        large_accuracy=_known(summary, "large_accuracy"),
+        start=(start.share("accuracy"), start.share("large_accuracy")) if start else (None, None),
         device_names=names,
         device_accuracy=accuracy,
         uplink_bytes=summary.whole("uplink_bytes"),
@@ -256,6 +262,11 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return flat
 
 
+def _known(fields: _Fields, name: str) -> float | None:
+    """Gives a share that runs from before it was measured don't have."""
+    return fields.share(name) if name in fields.table else None
+
+
 def _devices(summary: _Fields) -> tuple[tuple[str, ...], tuple[float | None, ...]]:
     if summary.of("accuracy_per_device") is None:
         return (), ()
@@ -319,7 +330,8 @@ def _rounds(path: Path) -> tuple[Round, ...]:
         fields.finite_or_null("loss")
         fields.finite_or_null("train_loss")
         up, down = fields.whole("uplink_bytes"), fields.whole("downlink_bytes")
-        rounds.append(Round(fields.whole("round"), fields.share("accuracy"), up, down, now["device_joules"]))
+        large = _known(fields, "large_accuracy")
+        rounds.append(Round(fields.whole("round"), fields.share("accuracy"), up, down, now["device_joules"], large))
         before = now
     if not rounds:
         raise CheckpointError(f"{path} has no rounds in it; {_ADVICE}")

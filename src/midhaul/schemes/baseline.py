@@ -13,9 +13,8 @@ from midhaul import rng, tree
 from midhaul import server as site
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme, Work, ask_all, load_all, mean_loss
+from midhaul.kit import Kit, Scheme, Work, ask_all, load_all, mean_loss, tested
 from midhaul.message import Kind, Message, Op, Replies
-from midhaul.ops import row_losses
 from midhaul.server import Server
 
 
@@ -75,15 +74,7 @@ def round_pooled(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[
 
 def evaluate_pooled(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
     """Tests the server's model on each test device's rows."""
-    up = fleet.exchange(Message(Op.READ, settings={"what": "test"}), key=key, devices=fleet.test_devices)
-    loss, correct = torch.zeros(len(up), dtype=torch.float64), torch.zeros(len(up), dtype=torch.float64)
-    for place, (_, reply) in enumerate(up):
-        if not len(reply.tree["y"]):
-            continue
-        logits, y = site.predict(_model(kit), server.large, reply.tree["x"]), reply.tree["y"]
-        loss[place] = row_losses(logits, y, None, {}).double().mean()
-        correct[place] = (logits.argmax(1) == y).sum()
-    return Replies(up.devices, {}, up.rows, up.weight, {"rows": up.weight, "loss": loss, "correct": correct})
+    return tested(_model(kit), server.large, fleet, key)
 
 
 def work_pooled(cfg: SchemeConfig) -> tuple[Work, ...]:

@@ -14,7 +14,17 @@ from functools import partial
 from midhaul import rng, tree
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme, Work, evaluate_personal, evaluate_shared, load_all, mean_loss, teach
+from midhaul.kit import (
+    Kit,
+    Scheme,
+    Work,
+    evaluate_large,
+    evaluate_personal,
+    evaluate_shared,
+    load_all,
+    mean_loss,
+    teach,
+)
 from midhaul.message import Message, Op, Replies
 from midhaul.server import Server
 
@@ -83,7 +93,15 @@ def work_parts(cfg: SchemeConfig) -> tuple[Work, ...]:
     return (Work(Op.FIT, "head"), Work(Op.FIT, "body"), Work(Op.PREDICT))
 
 
-_kin = partial(Scheme, family="FTL", direction="large to tiny", init=init, large="teacher", needs_public=True)
+_kin = partial(
+    Scheme,
+    family="FTL",
+    direction="large to tiny",
+    init=init,
+    large="teacher",
+    needs_public=True,
+    evaluate_large=evaluate_large,
+)
 FEDERATED_TRANSFER = _kin(
     name="federated_transfer",
     title="frozen body from the large model, heads averaged",

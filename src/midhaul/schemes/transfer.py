@@ -9,7 +9,17 @@ from __future__ import annotations
 from midhaul import rng
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme, Work, evaluate_personal, evaluate_shared, load_all, mean_loss, teach
+from midhaul.kit import (
+    Kit,
+    Scheme,
+    Work,
+    evaluate_large,
+    evaluate_personal,
+    evaluate_shared,
+    load_all,
+    mean_loss,
+    teach,
+)
 from midhaul.message import Kind, Op, Replies
 from midhaul.server import Server
 
@@ -55,4 +65,5 @@ TRANSFER = Scheme(
     (Kind.WEIGHTS,),
     large="teacher",
     needs_public=True,
+    evaluate_large=evaluate_large,
 )
