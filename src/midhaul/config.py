@@ -139,6 +139,7 @@ class SchemeConfig:
     cut: str = option("", "split: the layer whose output is sent; empty: the first that halves the device's work")
     half_lr: float = option(0.0, "split schemes: the server's learning rate behind the cut; 0: large.lr", low=0.0)
     pretrain: bool = option(False, "split schemes: both halves begin as trained on the server's public data")
+    relay_groups: int = option(2, "group_split: groups that train side by side, with a relay in each", low=1)
     body: str = option(
         "distilled",
         "federated_transfer: the frozen body: the tiny model's, taught by the large one, or the large model's own, cut",

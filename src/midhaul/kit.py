@@ -244,8 +244,8 @@ def _pretrained(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
 
 
 def evaluate_halves(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
-    """Tests a model whose one half is on the device and whose other half is here."""
-    devices = fleet.devices if kit.program.personal else fleet.test_devices
+    """Tests a model whose one half is on the device, its own where the server shares none, and whose other is here."""
+    devices = fleet.devices if kit.program.personal or not server.tree else fleet.test_devices
     settings: Settings = {"rows": "test", "what": "h" if kit.program.tail is not None else "hy"}
     up = fleet.exchange(Message(Op.FORWARD, server.tree, settings=settings), key=key, devices=devices)
     valid = up.mask().bool()

@@ -118,6 +118,32 @@ def test_splitfed_with_one_device_is_split_learning(variant: str, on: str) -> No
 
 
 @BOTH
+def test_splitfed_v3_with_one_device_is_split_learning(on: str) -> None:
+    """The front is never sent again: `stacked` runs a device's own tensors in another order than shared ones."""
+    alone = only_device(everyone())
+    split = run("split", on, population=alone, **SGD)
+    scheme = SCHEMES["federated_split_v3"]
+    kit, program, _ = setting(scheme, **SGD)
+    fleet = engine(on, program, alone)
+    server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
+    for number in (1, 2, 3):
+        server, _ = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
+    assert server.tree == {}
+    held = fleet.exchange(Message(Op.READ, settings={"send": "whole"}), key=rng.Key(0, 3, 0, 0)).reply(0).tree
+    difference = tree.largest_difference(halves(split), halves(Server(held, server.large)))
+    assert difference == 0.0 if on == "loop" else difference < 1e-6
+
+
+@BOTH
+@pytest.mark.parametrize(("groups", "same"), [(1, "split"), (3, "federated_split_v1")])
+def test_groups_of_all_and_of_one_are_split_and_splitfed(groups: int, same: str, on: str) -> None:
+    grouped = run("group_split", on, scheme_relay_groups=groups, **SGD)
+    assert tree.largest_difference(halves(grouped), halves(run(same, on, **SGD))) == 0.0
+    between = run("group_split", on, scheme_relay_groups=2, **SGD)
+    assert tree.largest_difference(halves(grouped), halves(between)) > 1e-4
+
+
+@BOTH
 def test_fedper_with_one_device_trains_what_fedavg_trains(on: str) -> None:
     """With one device nothing is averaged away: body and personal head together are FedAvg's model."""
     alone = only_device(everyone())

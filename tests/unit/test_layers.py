@@ -15,6 +15,7 @@ LAYERS = (
     {"ops", "budget", "fleet"},
     {"server"},
     {"kit", "checkpoint"},
+    {"halves"},
     {"schemes", "runtime"},
     {"plant"},
     {"train", "plan", "export", "report", "size", "provision"},

@@ -5,8 +5,9 @@ from __future__ import annotations
 from midhaul.kit import Scheme
 from midhaul.schemes.baseline import LOCAL, POOLED
 from midhaul.schemes.federated import FEDADAM, FEDAVG, FEDPROX
-from midhaul.schemes.federated_split import FEDERATED_SPLIT, FEDERATED_SPLIT_V1
+from midhaul.schemes.federated_split import FEDERATED_SPLIT, FEDERATED_SPLIT_V1, FEDERATED_SPLIT_V3
 from midhaul.schemes.federated_transfer import FEDERATED_TRANSFER, FEDPER, FEDREP
+from midhaul.schemes.group_split import GROUP_SPLIT
 from midhaul.schemes.split import SPLIT, SPLIT_U
 from midhaul.schemes.transfer import TRANSFER
 
@@ -26,5 +27,7 @@ SCHEMES: dict[str, Scheme] = {
         SPLIT_U,
         FEDERATED_SPLIT,
         FEDERATED_SPLIT_V1,
+        FEDERATED_SPLIT_V3,
+        GROUP_SPLIT,
     )
 }

@@ -1,0 +1,80 @@
+"""Device halves that train side by side against server halves: what the federated split schemes share.
+
+Shape letters: D devices, B rows of a batch, H the shape at the cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from midhaul import rng, tree
+from midhaul.config import SchemeConfig
+from midhaul.fleet import Fleet
+from midhaul.kit import Kit, Work
+from midhaul.message import Message, Op, Replies, Settings
+from midhaul.server import step_half
+
+Half = tuple[tree.Tree, tree.Tree]  # a server half and its optimiser's state
+Halves = dict[int, Half]  # of each device
+
+
+def side_by_side(
+    num_rows: Mapping[int, float], halves: Halves, fleet: Fleet, kit: Kit, key: rng.Key, *, copies: bool
+) -> tuple[float, float]:
+    """Takes devices that hold their halves through a round's epochs, a batch of each at a time.
+
+    `num_rows` are the devices' numbers of examples. With `copies` each device trains the half that `halves` has for it,
+    else one half is behind all of them; `halves` is left with what they became. Gives the summed loss and its rows.
+    """
+    cfg = kit.cfg
+    batches = {device: num_batches(cfg, num) for device, num in num_rows.items()}
+    total, rows = 0.0, 0.0
+    for epoch in range(cfg.epochs):
+        for number in range(max(batches.values())):
+            at: Settings = {"rows": "train", "batch": cfg.batch, "step": number, "epoch": epoch, "what": "hy"}
+            devices = tuple(device for device, num in batches.items() if number < num)
+            up = fleet.exchange(Message(Op.FORWARD, settings=at), devices=devices, key=key)
+            if not len(up):
+                continue
+            order = key._replace(use=int(rng.Use.ORDER)).at(epoch << 12 | number)
+            g, loss = server_steps(up, halves, kit, order, copies=copies)
+            total, rows = total + loss, rows + float(up.rows.sum())
+            down: Settings = {"lr": cfg.lr, "momentum": cfg.momentum, "weight_decay": cfg.weight_decay}
+            fleet.exchange(
+                Message(Op.BACKWARD, each={"g": g}, rows=up.rows, settings=down), devices=up.devices, key=key
+            )
+    return total, rows
+
+
+def server_steps(up: Replies, halves: Halves, kit: Kit, key: rng.Key, *, copies: bool) -> tuple[torch.Tensor, float]:
+    """Steps the server's half on each device's batch; gives g [D, B, H] at the cut and the summed loss."""
+    g, loss = torch.zeros_like(up.tree["h"]), 0.0
+    for place in rng.permutation(key, len(up)).tolist():
+        device, num = up.devices[place], int(up.rows[place])
+        sent = up.reply(place).tree
+        large, memory, slope, mean, _ = step_half(
+            kit.server_model(), *halves[device], kit.half_optimizer(), sent["h"], sent["y"]
+        )
+        for other in (device,) if copies else tuple(halves):
+            halves[other] = (large, memory)
+        g[place, :num] = slope
+        loss += float(mean) * num
+    return g, loss
+
+
+def mean_half(halves: Mapping[int, Half], weight: torch.Tensor) -> Half:
+    """Gives the mean of server halves, in their order, and of their optimisers' states. Shapes: weight [D]."""
+    large = tree.weighted_mean(tree.stack([half for half, _ in halves.values()]), weight)
+    return large, tree.weighted_mean(tree.stack([memory for _, memory in halves.values()]), weight)
+
+
+def num_batches(cfg: SchemeConfig, num_rows: float) -> int:
+    """Gives the batches of an epoch over so many rows; a batch of 0 is all of them."""
+    return -(-int(num_rows) // (cfg.batch or int(num_rows)))
+
+
+def work(cfg: SchemeConfig) -> tuple[Work, ...]:
+    """A device runs its half forward and backward."""
+    return (Work(Op.FORWARD), Work(Op.BACKWARD, "front"))
