@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from midhaul import rng, tree
+from midhaul import rng, rules, tree
 from midhaul.errors import EngineError
 from midhaul.message import ROW_KINDS, Message, Op, Reply, Settings
 from midhaul.models import losses
@@ -123,8 +123,9 @@ def _fit(program: Program, state: State, message: Message, key: rng.Key) -> tupl
 def _adapt(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:
     start = _parameters(program, state, message)
     end = start
-    if len(state.data.adapt):
-        end, _ = _descend(program, start, state.data.adapt, None, message.settings, key)
+    rows = state.data.train if message.settings.get("rows") == "train" else state.data.adapt
+    if len(rows):
+        end, _ = _descend(program, start, rows, None, message.settings, key)
     return state, _score(program, end, state.data.test, message)
 
 
@@ -192,22 +193,27 @@ def _descend(
 ) -> tuple[Tree, dict[str, float]]:
     """Trains the slice `train` and gives the whole tree after it, with the mean loss of the rows seen."""
     names = program.names(str(settings["train"]))
-    mu = float(settings.get("proximal_mu", 0.0))
-    now = dict(start)
+    rule = rules.RULES[rules.name_of(settings)]
+    inner = rules.inner_names(program.names(str(settings.get("inner_train", "none"))))
+    mu = float(settings.get("proximal_mu", 0.0)) if rules.name_of(settings) == "sgd" else 0.0
+    now, renewed = dict(start), dict[str, Tensor]()
     velocity: dict[str, Tensor | None] = {name: torch.zeros_like(start[name]) for name in names}
+
+    def loss_of(weights: Tree, rows: Indices) -> Tensor:
+        picked = data.at(rows)
+        logits, updated = program.call({**now, **weights}, picked.x, training=True)
+        renewed.update(updated)
+        return row_losses(logits, picked.y, None if soft is None else soft[torch.from_numpy(rows)], settings).mean()
+
     total, seen = 0.0, 0
     for rows in batches(key, len(data), settings):
-        picked = data.at(rows)
-        leaves = _leaves(now, names)
-        logits, updated = program.call({**now, **leaves}, picked.x, training=True)
-        loss = row_losses(logits, picked.y, None if soft is None else soft[torch.from_numpy(rows)], settings).mean()
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        for name, gradient in zip(names, gradients, strict=True):
-            slope = torch.zeros_like(now[name]) if gradient is None else gradient
+        slopes, loss = rule(loss_of, tree.select(now, names), rules.parts(rows, settings), inner, settings)
+        for name in names:
+            slope = slopes[name]
             if mu:
                 slope = slope.add(now[name] - start[name], alpha=mu)
             now[name], velocity[name] = sgd_step(now[name], slope, velocity[name], settings)
-        now.update({name: value.detach() for name, value in updated.items()})
+        now.update({name: value.detach() for name, value in renewed.items()})
         total, seen = total + float(loss.detach()) * len(rows), seen + len(rows)
     return now, {"rows": float(seen), "loss": total / max(seen, 1)}
 

@@ -12,6 +12,7 @@ LAYERS = (
     {"message"},
     {"data", "models", "devices", "link", "privacy"},
     {"program"},
+    {"rules"},
     {"ops", "budget", "fleet"},
     {"server"},
     {"kit", "checkpoint"},

@@ -5,6 +5,7 @@ Shape letters: D devices of the chunk, S steps, B rows of a batch (the widest), 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from midhaul import ops, rng, tree
+from midhaul import ops, rng, rules, tree
 from midhaul.message import ROW_KINDS, Message, Op, Replies
 from midhaul.program import Indices, Population, Program
+from midhaul.runtime import gradients
 from midhaul.tree import Tree
 
 FLAT_ROWS = 2048  # rows of one forward pass when all devices share their parameters
@@ -205,30 +207,23 @@ class Chunk:
         start, velocity = dict(now), tree.zeros_like(now)
         total = torch.zeros(len(plans), dtype=torch.float64)
         seen = torch.zeros(len(plans), dtype=torch.float64)
-        step = vmap(
-            grad_and_value(self._loss, has_aux=True), in_dims=(0, 0, 0, None, 0, 0, 0, None if soft is None else 0)
-        )
+        learn = gradients.of(self.settings, rules.inner_names(self._slice("inner_train")))
+
+        def one(weights: Tree, others: Tree, parts: tuple[Any, ...], shared: Tree) -> gradients.Found:
+            return learn(partial(self._loss, {**shared, **others}), weights, parts)
+
+        step = vmap(one, in_dims=(0, 0, 0, None))
         for number in range(len(plans[0]) if plans else 0):
-            num = sum(len(plan) > number for plan in plans)
-            places, mask = _padded([plan[number] for plan in plans[:num]])
-            rows, _ = _padded([self.rows[order[d]][plans[d][number]] for d in range(num)])
-            first = _first(now, num)
-            picked = None if soft is None else soft[torch.tensor(order[:num])[:, None], places]
-            slopes, (loss, updated) = step(
-                first,
-                _first(changing, num),
-                _first(fixed, num),
-                shared,
-                self.population.x[rows],
-                self.population.y[rows],
-                mask,
-                picked,
-            )
+            now_at = [plan[number] for plan in plans if len(plan) > number]
+            num = len(now_at)
+            divided = list(zip(*(rules.parts(rows, self.settings) for rows in now_at), strict=True))
+            parts = tuple(self._part(order[:num], list(rows), soft) for rows in divided)
+            found, (loss, updated) = step(_first(now, num), _first({**fixed, **changing}, num), parts, shared)
             for name in names:
-                self._descend_one(name, num, slopes[name], now, velocity, start)
+                self._descend_one(name, num, found[name], now, velocity, start)
             for name, value in updated.items():
                 changing[name] = torch.cat([value.detach(), changing[name][num:]])
-            counts = mask.sum(1).double()
+            counts = torch.tensor([len(rows) for rows in now_at], dtype=torch.float64)
             total[:num] += loss.detach().double() * counts
             seen[:num] += counts
         back = torch.argsort(torch.tensor(order))
@@ -237,19 +232,28 @@ class Chunk:
 
     def _descend_one(self, name: str, num: int, slope: Tensor, now: Tree, velocity: Tree, start: Tree) -> None:
         weight, before = now[name][:num], velocity[name][:num]
-        if mu := float(self.settings.get("proximal_mu", 0.0)):
+        mu = float(self.settings.get("proximal_mu", 0.0)) if rules.name_of(self.settings) == "sgd" else 0.0
+        if mu:
             slope = slope.add(weight - start[name][:num], alpha=mu)
         weight, after = ops.sgd_step(weight, slope, before, self.settings)
         now[name] = weight if num == len(now[name]) else torch.cat([weight, now[name][num:]])
         if after is not None and after is not before:
             velocity[name] = after if num == len(velocity[name]) else torch.cat([after, velocity[name][num:]])
 
-    def _loss(
-        self, weights: Tree, changing: Tree, fixed: Tree, shared: Tree, x: Tensor, y: Tensor, mask: Tensor, soft: Any
-    ) -> tuple[Tensor, Tree]:
-        whole = {**shared, **fixed, **changing, **weights}
-        logits, updated = self.program.call(whole, x, training=True, mask=mask)
-        return (ops.row_losses(logits, y, soft, self.settings) * mask).sum() / mask.sum(), updated
+    def _part(self, at: list[int], rows: list[Indices], soft: Tensor | None) -> tuple[Tensor, ...]:
+        """Gives x [D, B, ...], y [D, B], the mask [D, B] and, if there are any, the teacher's logits of some rows."""
+        places, mask = _padded([self.rows[device][own] for device, own in zip(at, rows, strict=True)])
+        part = (self.population.x[places], self.population.y[places], mask)
+        return part if soft is None else (*part, soft[torch.tensor(at)[:, None], _padded(rows)[0]])
+
+    def _loss(self, others: Tree, weights: Tree, part: tuple[Any, ...]) -> tuple[Tensor, Tree]:
+        x, y, mask, *soft = part
+        logits, updated = self.program.call({**others, **weights}, x, training=True, mask=mask)
+        rows = ops.row_losses(logits, y, soft[0] if soft else None, self.settings)
+        return (rows * mask).sum() / mask.sum(), updated
+
+    def _slice(self, setting: str) -> tuple[str, ...]:
+        return self.program.names(str(self.settings.get(setting, "none")))
 
     def outputs(self, *, training: bool) -> Tensor:
         """Gives the model's outputs of each device's rows, padded with zeros. Shapes: [D, B, ...]."""

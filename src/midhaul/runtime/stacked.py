@@ -135,7 +135,7 @@ class Stacked:
         if op in (Op.READ, Op.FIT):
             return self.population.rows(device, "test" if settings.get("what") == "test" else "train")
         if op == Op.ADAPT:
-            return self.population.rows(device, "adapt")
+            return self.population.rows(device, "train" if settings.get("rows") == "train" else "adapt")
         if op == Op.FORWARD and settings.get("rows", "train") == "train":
             rows = self.population.rows(device, "train")
             if size := int(settings.get("batch", 0)):
