@@ -68,7 +68,10 @@ class DataConfig:
 class FleetConfig:
     """[fleet]: the devices."""
 
-    board: str = option("stm32l4", "the board of every device (`midhaul boards`)")
+    board: str = option(
+        "stm32l4",
+        "the board of the devices (`midhaul boards`); several, a,b, go round, and a*3,b*7 are three and seven of these",
+    )
     cohort: float = option(1.0, "devices in a round: a share of the fleet if at most 1, else a number", above=0.0)
     stragglers: float = option(0.0, "share of a cohort that only has time for some of its epochs", low=0.0, high=1.0)
     check: bool = option(True, "refuse a scheme that doesn't fit the board before the run")
@@ -79,7 +82,9 @@ class FleetConfig:
 class TinyConfig:
     """[tiny]: the model on the devices."""
 
-    model: str = option("mlp", "a tiny model (`midhaul size --list`)")
+    model: str = option(
+        "mlp", "a tiny model (`midhaul size --list`); several, a,b, go round in schemes for unlike models"
+    )
     norm: str = option(
         "refuse",
         "what becomes of batch norm: group norm instead, or kept on each device (FedBN)",
@@ -91,7 +96,9 @@ class TinyConfig:
         choices=("float32", "int8"),
     )
     lora_rank: int = option(0, "rank of low-rank adapters on its dense and 1x1 layers; 0: none", low=0)
-    options: Options = option({}, "options of the model's builder, for example hidden = [64]")
+    options: Options = option(
+        {}, "options of the model's builder, for example hidden = [64]; of several models, a table for each"
+    )
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,13 @@ class SchemeConfig:
     tune_lr: float = option(0.01, "transfer: the devices' learning rate while they fine-tune", above=0.0)
     tune: str = option("head", "transfer: what devices fine-tune: none, head, bias, whole, lora, layers:A,B")
     cut: str = option("", "split: the layer whose output is sent; empty: the first that halves the device's work")
+    widths: str = option(
+        "1,0.5,0.25,0.125,0.0625",
+        "heterofl, fedrolex: shares of the channels; a device has the largest that fits its board",
+    )
+    width_mix: str = option("", "heterofl, fedrolex: shares of the channels dealt to the devices in turn, instead")
+    ranks: str = option("16,8,4,2,1", "mixed ranks: a device's adapters have the largest rank that fits its board")
+    rank_mix: str = option("", "mixed ranks: ranks dealt to the devices in turn, instead")
     half_lr: float = option(0.0, "split schemes: the server's learning rate behind the cut; 0: large.lr", low=0.0)
     pretrain: bool = option(False, "split schemes: both halves begin as trained on the server's public data")
     relay_groups: int = option(2, "group_split: groups that train side by side, with a relay in each", low=1)

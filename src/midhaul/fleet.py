@@ -1,12 +1,38 @@
-"""The one thing that a scheme speaks to: a fleet, and its `exchange`."""
+"""The one thing that a scheme speaks to: a fleet, and its `exchange`; and how the devices of a fleet differ."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from midhaul import rng
+from midhaul.devices.profiles import Board
+from midhaul.link.radio import Radio
 from midhaul.message import Message, Replies
+from midhaul.program import Program
+
+Part = tuple[Message, Sequence[int]]  # a message, and the devices that it is for
+
+
+@dataclass(frozen=True)
+class Group:
+    """Devices that are alike: the same model on the same board.
+
+    `devices` train, `tests` are those that a shared model is tested on. `width` is the share of each layer's channels
+    that they hold, `cut` the layer that they end with, `rank` that of their adapters, `model` the tiny model's name.
+    Groups whose devices hold the same model share one `program`.
+    """
+
+    devices: tuple[int, ...]
+    tests: tuple[int, ...]
+    program: Program
+    board: Board
+    radio: Radio
+    width: float = 1.0
+    cut: str = ""
+    rank: int = 0
+    model: str = ""
 
 
 class Fleet(Protocol):
@@ -26,5 +52,13 @@ class Fleet(Protocol):
 
         The key gives the seed and the round; each device draws from `rng.key(seed, round, device, use)`. A device that
         didn't answer is not in the replies.
+        """
+        ...
+
+    def exchange_parts(self, parts: Sequence[Part], *, key: rng.Key) -> list[Replies]:
+        """Sends several messages in one step, each to devices of its own, which work at the same time.
+
+        Gives the replies to each. For devices with unlike models, whose replies can't be stacked; the step lasts as
+        long as its slowest device, whichever part that is in.
         """
         ...

@@ -6,7 +6,7 @@ Shape letters: B rows, C classes.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +16,7 @@ from torch import nn
 from midhaul import rng, tree
 from midhaul.config import Config, SchemeConfig
 from midhaul.errors import EngineError, ModelError
-from midhaul.fleet import Fleet
+from midhaul.fleet import Fleet, Group
 from midhaul.message import Kind, Message, Op, Replies, Setting, Settings, join
 from midhaul.models import losses
 from midhaul.program import Examples, Program
@@ -41,6 +41,7 @@ class Kit:
     augment: Augment | None = None
     taught: nn.Module | None = None  # the float module that is taught, where devices hold its int8 form
     lower: Callable[[Tree], Tree] | None = None  # from that module's tree to the devices'
+    groups: tuple[Group, ...] = ()  # the devices by what lies on them; `program` is the largest of theirs
 
     @property
     def cfg(self) -> SchemeConfig:
@@ -85,6 +86,18 @@ class Kit:
         num = max(1, round(wanted * len(fleet.devices))) if wanted <= 1.0 else min(round(wanted), len(fleet.devices))
         return rng.choose(key._replace(use=int(rng.Use.COHORT)), num, fleet.devices)
 
+    def alike(self, devices: Sequence[int]) -> list[tuple[Group, tuple[int, ...]]]:
+        """Gives devices by the model that they hold: for each model a group that has it, and its devices.
+
+        Raises: ModelError if the run wasn't told what its devices hold.
+        """
+        kinds = list({id(group.program): group for group in reversed(self.groups)}.values())[::-1]
+        held = {d: id(group.program) for group in self.groups for d in (*group.devices, *group.tests)}
+        if lost := [device for device in devices if device not in held]:
+            raise ModelError(f"device {lost[0]} is in no group of the kit; give Kit the groups of all devices")
+        each = [(group, tuple(d for d in devices if held[d] == id(group.program))) for group in kinds]
+        return [(group, members) for group, members in each if members]
+
     def epochs_of(self, devices: tuple[int, ...], key: rng.Key) -> dict[int, int]:
         """Gives how many epochs each device has time for: all, or for a straggler at least one fewer.
 
@@ -116,6 +129,7 @@ class Scheme:
     `evaluate_large` tests the large model by itself; a scheme that has it is tested before its first round too, so that
     a run tells what each of the two models gained. On firmware it speaks to the simulation, which has every device's
     rows but nothing that a board has learned. `engines` are those that can run it.
+    `differs` says what of the tiny model may differ from device to device: none, width, cut, rank, or model.
     """
 
     name: str
@@ -134,6 +148,7 @@ class Scheme:
     needs_public: bool = False
     evaluate_large: Callable[[Server, Fleet, Kit, rng.Key], Replies] | None = None
     engines: tuple[str, ...] = ("loop", "stacked", "firmware")
+    differs: str = "none"
 
     @property
     def needs(self) -> str:

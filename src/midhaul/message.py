@@ -205,9 +205,13 @@ def gather(replies: dict[int, Reply]) -> Replies:
 
 
 def join(parts: list[Replies]) -> Replies:
-    """Gives the replies of several groups of devices as one, in ascending order of the devices."""
+    """Gives the replies of several groups of devices as one, in ascending order of the devices.
+
+    Raises: MidhaulError for tensors of unlike names or shapes, as devices with unlike models send them.
+    """
     if len(parts) == 1:
         return parts[0]
+    _check_alike([part for part in parts if len(part)])
     devices = [device for part in parts for device in part.devices]
     order = sorted(range(len(devices)), key=devices.__getitem__)
     widest = max((int(part.rows.max()) for part in parts if len(part)), default=0)
@@ -226,6 +230,20 @@ def join(parts: list[Replies]) -> Replies:
         torch.cat([part.weight for part in parts])[order],
         {name: torch.cat([p.metrics[name] for p in filled])[order] for name in (filled[0].metrics if filled else ())},
     )
+
+
+def _check_alike(parts: list[Replies]) -> None:
+    shapes = [{n: tuple(v.shape[2 if n in ROW_KINDS else 1 :]) for n, v in part.tree.items()} for part in parts]
+    for part, found in zip(parts[1:], shapes[1:], strict=True):
+        if odd := [name for name in {**shapes[0], **found} if found.get(name) != shapes[0].get(name)]:
+            told = [
+                f"{d} {s.get(odd[0], 'nothing')}"
+                for d, s in ((parts[0].devices[0], shapes[0]), (part.devices[0], found))
+            ]
+            raise MidhaulError(
+                f"devices with unlike models answered with {odd[0]} of unlike shapes (device {told[0]}, "
+                f"device {told[1]}), which can't be stacked; exchange with each group of alike devices in its turn"
+            )
 
 
 def widen(value: Tensor, num_rows: int) -> Tensor:

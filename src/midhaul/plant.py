@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from midhaul import budget, rng
+from midhaul import budget, rng, tree, variants
 from midhaul import config as settings
 from midhaul.config import Config
 from midhaul.data import Dataset, Federation, federate, load
 from midhaul.devices import profiles
 from midhaul.devices.profiles import Board
 from midhaul.errors import ConfigError, SliceError, nearest
+from midhaul.fleet import Group
 from midhaul.kit import Kit, Scheme
 from midhaul.link import radio as radios
 from midhaul.link.radio import Radio
@@ -30,22 +32,28 @@ from midhaul.models.augment import Rotation
 from midhaul.models.entry import Entry
 from midhaul.models.int8 import Int8Front
 from midhaul.models.prepare import Prepared, prepare
-from midhaul.program import Examples, Population, Program
+from midhaul.program import Examples, Indices, Population, Program
 from midhaul.runtime import firmware
 from midhaul.runtime.blobs import DeviceBlobs
 from midhaul.runtime.firmware import Firmware
+from midhaul.runtime.groups import Groups
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.places import places
 from midhaul.runtime.stacked import Stacked
 from midhaul.schemes import SCHEMES
 from midhaul.server import Progress
+from midhaul.units import format_bytes
+from midhaul.variants import Variant
 
-Engine = Loop | Stacked | Firmware
+Engine = Loop | Stacked | Firmware | Groups
 
 
 @dataclass(frozen=True)
 class Plant:
-    """Everything of a run that is built before its first round."""
+    """Everything of a run that is built before its first round.
+
+    `needs` are those of each of the kit's groups; `need` on `board` is the one that leaves the least SRAM free.
+    """
 
     config: Config
     scheme: Scheme
@@ -56,6 +64,7 @@ class Plant:
     board: Board
     radio: Radio
     need: budget.Budget
+    needs: tuple[budget.Budget, ...]
     notes: tuple[str, ...]
     tiny_name: str
     large_name: str
@@ -87,11 +96,11 @@ def build(
         raise ConfigError(
             f"the scheme {chosen.name} can't run on the engine {config.run.engine}; use {' or '.join(chosen.engines)}"
         )
-    board = profiles.get(config.fleet.board)
+    variants.names(config.fleet.board)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     data = dataset or load(config.data.name, **config.data.options)
-    config = _resolved(config, board, data)
+    config = _resolved(config, data)
     federation = _federate(config, data)
     wants = chosen.needs_public or (chosen.part != "whole" and config.scheme.pretrain)
     if wants and not len(federation.public):
@@ -99,18 +108,15 @@ def build(
     if config.fleet.stragglers and config.scheme.epochs < 2:
         raise ConfigError("a straggler does 1 to scheme.epochs - 1 epochs; set scheme.epochs to at least 2")
     start = rng.key(config.run.seed, 0, rng.SERVER, rng.Use.INIT)
-    with rng.torch_seed(start):
-        own = module or tiny.build(
-            config.tiny.model,
-            data.input_shape,
-            data.num_classes,
-            **_options(tiny.TINY, config.tiny.model, config.tiny.options, data),
-        )
-    prepared = prepare(own, data.input_shape, config.tiny.norm)
-    if config.tiny.lora_rank:
-        rank = config.tiny.lora_rank
-        prepared = prepared._replace(module=add_lora(prepared.module, rank, float(rank), "all", start.at(3)))
-    config, program, rear = _parts(config, chosen, prepared, data, large_module, start)
+    models = _tiny_models(config, chosen, data, module, start)
+    prepared = next(iter(models.values()))
+    held = variants.boards(config.fleet.board, len(federation.train))
+    dealt = _deal(config, chosen, prepared, held, data, federation, start)
+    if chosen.differs == "rank":
+        most = max(variant.rank for variant in dealt)
+        prepared = prepared._replace(module=_with_lora(prepared.module, most, start))
+    deepest = _deepest(dealt, prepared, data)
+    config, program, rear = _parts(config, chosen, prepared, data, large_module, start, deepest)
     x, y = (torch.from_numpy(np.require(values, requirements=["C", "W"])) for values in (data.x, data.y))
     population = Population(x, y, federation.train, federation.test, federation.adapt, federation.own_test)
     public = Examples(x, y).at(federation.public)
@@ -122,17 +128,12 @@ def build(
     )
     if config.tiny.precision == "int8":
         kit = _in_int8(kit, chosen, data.input_shape)
-        program = kit.program
-    engine: Engine
-    if config.run.engine == "loop":
-        engine = Loop(program, population)
-    elif config.run.engine == "firmware":
-        engine = _firmware(kit, chosen, program, population, board)
-    else:
-        engine = Stacked(program, population, settings.parse_bytes(config.run.memory))
-    radio = radios.get(config.link.radio)
-    device = program.module if chosen.part == "whole" else prepared.module
-    need = _need(kit, chosen, device, board, data, max((len(rows) for rows in federation.train), default=1))
+    groups = _groups(kit, models, dealt, deepest, held, population, start)
+    kit = dataclasses.replace(kit, groups=groups)
+    needs = tuple(_need_of(group, kit, chosen, prepared, federation) for group in groups)
+    tightest = max(range(len(needs)), key=lambda place: needs[place].sram_bytes / groups[place].board.sram_bytes)
+    engine = _engine(kit, chosen, population)
+    board, radio, need = groups[tightest].board, groups[tightest].radio, needs[tightest]
     names = (
         type(module).__name__ if module is not None else config.tiny.model,
         type(large_module).__name__ if large_module is not None else config.large.model,
@@ -140,16 +141,19 @@ def build(
     notes = list(prepared.notes)
     if config.fleet.stragglers and chosen.family != "FL":
         notes.append(f"fleet.stragglers has no effect on {chosen.name}: all its devices do all epochs")
-    return Plant(config, chosen, data, federation, kit, engine, board, radio, need, tuple(notes), *names)
+    if len(groups) > 1:
+        notes += [_about(group, need) for group, need in zip(groups, needs, strict=True)]
+    return Plant(config, chosen, data, federation, kit, engine, board, radio, need, needs, tuple(notes), *names)
 
 
-def _resolved(config: Config, board: Board, data: Dataset) -> Config:
+def _resolved(config: Config, data: Dataset) -> Config:
     """Gives the config with what was left to us filled in, so that what is written says what was done."""
     radio, partition, num = config.link.radio, config.data.partition, config.data.num_devices
+    own = {profiles.get(name).radio for name in variants.names(config.fleet.board)}
     if partition == "auto":
         partition = "natural" if data.key and len(data.device_names) > 1 else "iid"
     return config.replace(
-        link_radio=board.radio if radio == "auto" else radio,
+        link_radio=own.pop() if radio == "auto" and len(own) == 1 else radio,
         data_partition=partition,
         data_num_devices=num or (0 if partition == "natural" else 10),
     )
@@ -173,6 +177,154 @@ def _federate(config: Config, data: Dataset) -> Federation:
     )
 
 
+def _tiny_models(
+    config: Config, scheme: Scheme, data: Dataset, given: nn.Module | None, start: rng.Key
+) -> dict[str, Prepared]:
+    """Gives the tiny models by name: one, or where devices may hold unlike models, all that tiny.model names."""
+    names = [name.strip() for name in config.tiny.model.split(",")]
+    if len(names) > 1 and scheme.differs != "model":
+        raise ConfigError(
+            f"tiny.model names {len(names)} models, and the scheme {scheme.name} wants the same one on every device; "
+            "name one"
+        )
+    models = {}
+    for name in names:
+        options = config.tiny.options if len(names) == 1 else config.tiny.options.get(name, {})
+        with rng.torch_seed(start):
+            own = given or tiny.build(
+                name, data.input_shape, data.num_classes, **_options(tiny.TINY, name, options, data)
+            )
+        prepared = prepare(own, data.input_shape, config.tiny.norm)
+        if prepared.personal and scheme.differs != "none":
+            raise ConfigError(
+                f"devices of the scheme {scheme.name} differ, so none can keep batch norm as its own; "
+                "set tiny.norm = 'group'"
+            )
+        if config.tiny.lora_rank and scheme.differs != "rank":
+            prepared = prepared._replace(module=_with_lora(prepared.module, config.tiny.lora_rank, start))
+        models[name] = prepared
+    return models
+
+
+def _with_lora(module: nn.Module, rank: int, start: rng.Key) -> nn.Module:
+    return add_lora(module, rank, float(rank), "all", start.at(3))
+
+
+def _deal(
+    config: Config,
+    scheme: Scheme,
+    prepared: Prepared,
+    held: list[Board],
+    data: Dataset,
+    federation: Federation,
+    start: rng.Key,
+) -> list[Variant]:
+    """Gives the variant of the model that each device gets."""
+    if scheme.differs != "none" and config.tiny.precision == "int8":
+        raise ConfigError(
+            f"devices of the scheme {scheme.name} differ, which int8 models can't; set tiny.precision = 'float32'"
+        )
+    shape, num_rows = data.input_shape, _most_rows(federation.train)
+    points = slices.cut_points(prepared.module, shape) if scheme.differs == "cut" else ()
+    found, in_turn = variants.candidates(config, scheme.differs, points)
+
+    def needs(variant: Variant, board: Board) -> budget.Budget:
+        module = prepared.module
+        if variant.width != 1.0:
+            module = slices.width(module, variant.width, shape)[0]
+        if variant.rank:
+            module = _with_lora(module, variant.rank, start)
+        return _need(config, scheme, module, board, shape, num_rows, variant, enforce=False)
+
+    return variants.deal(found, in_turn, held, needs, enforce=config.fleet.check)
+
+
+def _deepest(dealt: list[Variant], prepared: Prepared, data: Dataset) -> str:
+    """Gives the last of the layers that devices are cut behind, where they are cut apart."""
+    cuts = {variant.cut for variant in dealt}
+    if cuts == {""}:
+        return ""
+    order = [point.name for point in slices.cut_points(prepared.module, data.input_shape)]
+    if odd := sorted(cuts - set(order)):
+        raise SliceError(f"{odd[0]!r} in scheme.cut is no layer to cut behind{nearest(odd[0], order)}")
+    return max(cuts, key=order.index)
+
+
+def _groups(
+    kit: Kit,
+    models: dict[str, Prepared],
+    dealt: list[Variant],
+    deepest: str,
+    held: list[Board],
+    population: Population,
+    start: rng.Key,
+) -> tuple[Group, ...]:
+    """Gives the devices by what lies on them; new test devices have the largest of the models."""
+    shape, base, largest = kit.program.input_shape, kit.program, max(variant.rank for variant in dealt)
+    programs: dict[Variant, Program] = {}
+    for variant in dealt:
+        if variant in programs:
+            continue
+        if variant.width != 1.0:
+            programs[variant] = Program(slices.width(base.module, variant.width, shape)[0], shape)
+        elif variant.cut and variant.cut != deepest:
+            programs[variant] = Program(slices.cut(base.module, variant.cut, shape)[0], shape)
+        elif variant.rank < largest:
+            programs[variant] = Program(_with_lora(next(iter(models.values())).module, variant.rank, start), shape)
+        elif variant.model and variant.model != next(iter(models)):
+            programs[variant] = Program(models[variant.model].module, shape)
+        else:
+            programs[variant] = base
+    kinds = list(dict.fromkeys((variant, board.name) for variant, board in zip(dealt, held, strict=True)))
+    most = max(kinds, key=lambda kind: tree.num_parameters(programs[kind[0]].initial))
+    radio = kit.config.link.radio
+    found = []
+    for variant, name in kinds:
+        devices = tuple(
+            d for d, kind in enumerate(zip(dealt, held, strict=True)) if (kind[0], kind[1].name) == (variant, name)
+        )
+        tests = devices if population.own_test else population.test_devices if (variant, name) == most else ()
+        board = profiles.get(name)
+        on = radios.get(board.radio if radio == "auto" else radio)
+        found.append(
+            Group(devices, tests, programs[variant], board, on, variant.width, variant.cut, variant.rank, variant.model)
+        )
+    return tuple(found)
+
+
+def _engine(kit: Kit, scheme: Scheme, population: Population) -> Engine:
+    """Gives the engine that the config asks for; where devices hold unlike models, one for each of these."""
+    run, groups = kit.config.run, kit.groups
+    programs = {id(group.program) for group in groups}
+    if run.engine == "firmware":
+        if len(groups) > 1:
+            raise ConfigError(
+                f"the engine firmware runs devices that are alike, and these are of {len(groups)} kinds; "
+                "name one board and let the scheme give all the same model, or set run.engine = 'stacked'"
+            )
+        return _firmware(kit, scheme, groups[0].program, population, groups[0].board)
+
+    def build(program: Program, population: Population) -> Loop | Stacked:
+        if run.engine == "loop":
+            return Loop(program, population)
+        return Stacked(program, population, settings.parse_bytes(run.memory))
+
+    return build(groups[0].program, population) if len(programs) == 1 else Groups(groups, population, build)
+
+
+def _most_rows(rows: Iterable[Indices]) -> int:
+    return max((len(own) for own in rows), default=1)
+
+
+def _about(group: Group, need: budget.Budget) -> str:
+    """Says of a group what its devices are, as a line for a person."""
+    what = Variant(group.width, group.cut, group.rank, group.model).about or "the same model"
+    return (
+        f"{len(group.devices)} devices on {group.board.name}: {what}, "
+        f"{tree.num_parameters(group.program.initial):,} parameters, {format_bytes(need.sram_bytes)} SRAM"
+    )
+
+
 def _options(catalogue: dict[str, Entry], model: str, given: settings.Options, data: Dataset) -> settings.Options:
     """Gives a builder's options, with the vocabulary of data that are tokens where it asks for one."""
     wants = data.vocabulary and model in catalogue and "vocabulary" in catalogue[model].options
@@ -180,9 +332,15 @@ def _options(catalogue: dict[str, Entry], model: str, given: settings.Options, d
 
 
 def _parts(
-    config: Config, scheme: Scheme, prepared: Prepared, data: Dataset, given: nn.Module | None, start: rng.Key
+    config: Config,
+    scheme: Scheme,
+    prepared: Prepared,
+    data: Dataset,
+    given: nn.Module | None,
+    start: rng.Key,
+    deepest: str,
 ) -> tuple[Config, Program, nn.Module | None]:
-    """Gives the device's program and the server's model, cut where the scheme wants it."""
+    """Gives the device's program and the server's model, cut where the scheme wants it, or behind the deepest cut."""
     whole, shape, classes = prepared.module, data.input_shape, data.num_classes
     options = _options(large.LARGE, config.large.model, config.large.options, data)
     if scheme.part == "whole":
@@ -193,8 +351,9 @@ def _parts(
             whole = _behind_body(slices.cut(rear, layer, shape)[0], shape, classes, start)
             return config, Program(whole, shape), rear
         return config, Program(whole, shape, personal=prepared.personal), rear
-    layer = config.scheme.cut or _first_cut(whole, shape)
-    config = config.replace(scheme_cut=layer)
+    layer = deepest or config.scheme.cut or _first_cut(whole, shape)
+    if not deepest:
+        config = config.replace(scheme_cut=layer)
     front, _ = slices.cut(whole, layer, shape)
     with torch.no_grad():
         front.eval()
@@ -281,9 +440,40 @@ def _large(
         return large.build(config.large.model, shape, classes, **options)
 
 
-def _need(kit: Kit, scheme: Scheme, whole: nn.Module, board: Board, data: Dataset, num_rows: int) -> budget.Budget:
+def _need_of(group: Group, kit: Kit, scheme: Scheme, prepared: Prepared, federation: Federation) -> budget.Budget:
+    """Gives the need of a group's devices. Raises: BudgetError if their board has less."""
+    variant = Variant(group.width, group.cut or kit.cfg.cut, group.rank, group.model)
+    return _need(
+        kit.config,
+        scheme,
+        group.program.module if scheme.part == "whole" else prepared.module,
+        group.board,
+        group.program.input_shape,
+        _most_rows(federation.train[device] for device in group.devices),
+        variant,
+        tail=group.program.tail,
+        enforce=kit.config.fleet.check,
+    )
+
+
+def _need(
+    config: Config,
+    scheme: Scheme,
+    whole: nn.Module,
+    board: Board,
+    shape: tuple[int, ...],
+    num_rows: int,
+    variant: Variant,
+    *,
+    tail: nn.Module | None = None,
+    enforce: bool,
+) -> budget.Budget:
     """Gives the largest need of the scheme's work on a device. Raises: BudgetError if the board has less."""
-    cfg, program, shape = kit.cfg, kit.program, data.input_shape
+    cfg = config.scheme
+    taken = _takes_body(config, scheme)
+    model = f"{config.large.model} cut behind {cfg.body_cut}" if taken else variant.model or config.tiny.model
+    if variant.width != 1.0 or variant.rank:
+        model = f"{model} ({Variant(variant.width, rank=variant.rank).about})"
     # A device that only hands over its examples holds no model.
     needs = [
         budget.require(
@@ -291,26 +481,25 @@ def _need(kit: Kit, scheme: Scheme, whole: nn.Module, board: Board, data: Datase
             shape,
             board,
             work.op,
-            model=f"{kit.config.large.model} cut behind {cfg.body_cut}" if kit.body_is_cut else kit.config.tiny.model,
+            model=model,
             spec=work.train if work.op == Op.FIT else "none",
-            cut=cfg.cut if work.op in (Op.FORWARD, Op.BACKWARD) else "",
+            cut=variant.cut if work.op in (Op.FORWARD, Op.BACKWARD) else "",
             batch=cfg.batch or 1,
             num_rows=num_rows,
             momentum=cfg.momentum > 0.0,
-            keeps_start=kit.config.privacy.clip > 0.0 or (scheme.name == "fedprox" and cfg.proximal_mu > 0.0),
-            enforce=kit.config.fleet.check,
+            keeps_start=config.privacy.clip > 0.0 or (scheme.name == "fedprox" and cfg.proximal_mu > 0.0),
+            enforce=enforce,
         )
         for work in scheme.work(cfg)
     ]
-    if program.tail is not None:
-        names = [name for name, _ in program.tail.named_parameters()]
+    if tail is not None:
         needs.append(
             budget.plan(
-                program.tail,
+                tail,
                 (cfg.features,),
                 board,
                 Op.BACKWARD,
-                train=names,
+                train=[name for name, _ in tail.named_parameters()],
                 batch=cfg.batch or 1,
                 is_tail=True,
                 momentum=cfg.momentum > 0.0,

@@ -56,7 +56,8 @@ class Population:
 
     Shapes: x [N, ...], y [N]. `train[i]` are the rows of training device i. If `own_test`, test device i is training
     device i; else the test devices are others, numbered after those that train, and a training device that is tested
-    all the same (its model is its own) is tested on the rows of all of them.
+    all the same (its model is its own) is tested on the rows of all of them. `members` are the devices that a fleet of
+    it has, if not all.
     """
 
     x: Tensor
@@ -65,16 +66,25 @@ class Population:
     test: tuple[Indices, ...]
     adapt: tuple[Indices, ...]
     own_test: bool
+    members: tuple[int, ...] | None = None
+
+    @property
+    def num_devices(self) -> int:
+        """How many devices there are, those that train and those that only test, members or not."""
+        return len(self.train) if self.own_test else len(self.train) + len(self.test)
 
     @property
     def devices(self) -> tuple[int, ...]:
         """The devices that train."""
-        return tuple(range(len(self.train)))
+        return self._among(range(len(self.train)))
 
     @property
     def test_devices(self) -> tuple[int, ...]:
         """The devices that a shared model is tested on."""
-        return self.devices if self.own_test else tuple(range(len(self.train), len(self.train) + len(self.test)))
+        return self.devices if self.own_test else self._among(range(len(self.train), self.num_devices))
+
+    def _among(self, devices: range) -> tuple[int, ...]:
+        return tuple(device for device in devices if self.members is None or device in self.members)
 
     @cached_property
     def _all_test(self) -> Indices:

@@ -14,10 +14,12 @@ from torch import nn
 
 from midhaul import __version__, checkpoint, rng, tree
 from midhaul import config as settings
+from midhaul.budget import Budget
 from midhaul.checkpoint import Checkpoint
 from midhaul.config import Config
 from midhaul.data import Dataset
 from midhaul.errors import CheckpointError, ConfigError, DataError, MidhaulError
+from midhaul.fleet import Group
 from midhaul.kit import Scheme
 from midhaul.message import Replies
 from midhaul.models import count
@@ -85,15 +87,15 @@ class _Run:
         self.plant, self.out, self.tell, self.progress = plant, out, tell, progress
         config = plant.config
         self.ledger = Ledger()
-        loss = plant.radio.loss if config.link.loss < 0 else config.link.loss
         self.fleet = OverLink(
             plant.engine,
             plant.kit.program,
             plant.board,
             plant.radio,
-            loss=loss,
+            loss=config.link.loss,
             retries=config.link.retries,
             ledger=self.ledger,
+            groups=plant.kit.groups,
         )
         self.wall_s, self.train_s = 0.0, 0.0
         self.scores: Summary = {}
@@ -233,7 +235,7 @@ class _Run:
         return summary
 
     def _summary(self, server: Server, devices: Tree) -> Summary:
-        plant, ledger = self.plant, self.ledger
+        plant, ledger, groups = self.plant, self.ledger, self.plant.kit.groups
         module = plant.kit.program.module
         everything = {
             **{f"tiny/{name}": value for name, value in server.tree.items()},
@@ -248,8 +250,9 @@ class _Run:
             "title": plant.scheme.title,
             "engine": plant.config.run.engine,
             "data": plant.dataset.name,
-            "board": plant.board.name,
-            "radio": plant.radio.name,
+            "board": ", ".join(dict.fromkeys(group.board.name for group in groups)),
+            "radio": ", ".join(dict.fromkeys(group.radio.name for group in groups)),
+            "groups": [_group(group, need) for group, need in zip(groups, plant.needs, strict=True)],
             "num_devices": len(plant.engine.devices),
             "rounds": plant.config.run.rounds,
             "seed": plant.config.run.seed,
@@ -291,6 +294,24 @@ class _Run:
     def _write(self, name: str, data: bytes) -> None:
         if self.out is not None:
             checkpoint.write(self.out / name, data)
+
+
+def _group(group: Group, need: Budget) -> Summary:
+    """Gives what the devices of a group are, and what they need, as plain values."""
+    return {
+        "num_devices": len(group.devices),
+        "board": group.board.name,
+        "radio": group.radio.name,
+        "width": group.width,
+        "cut": group.cut,
+        "rank": group.rank,
+        "model": group.model,
+        "parameters": tree.num_parameters(group.program.initial),
+        "flash_bytes": need.flash_bytes,
+        "sram_bytes": need.sram_bytes,
+        "flash_limit_bytes": group.board.flash_bytes,
+        "sram_limit_bytes": group.board.sram_bytes,
+    }
 
 
 def _scores(replies: Replies, plant: Plant) -> Summary:

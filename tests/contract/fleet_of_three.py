@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import nn
 
-from midhaul import rng
+from midhaul import rng, variants
 from midhaul.config import Config
 from midhaul.devices import profiles
+from midhaul.fleet import Group
 from midhaul.kit import Kit, Scheme
+from midhaul.link import radio
+from midhaul.models import slices
+from midhaul.models.adapters import add_lora
 from midhaul.program import Examples, Population, Program
 from midhaul.runtime.blobs import DeviceBlobs
 from midhaul.runtime.firmware import Firmware
+from midhaul.runtime.groups import Groups
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.places import places
 from midhaul.runtime.stacked import Stacked
@@ -68,12 +74,17 @@ def setting(scheme: Scheme, *, own_test: bool = False, **changes: object) -> tup
         "scheme_tune_lr": 0.1,
         "run_rounds": 5,
     }
+    base |= {"scheme_width_mix": "1,0.5,0.5", "scheme_rank_mix": "3,2,1"}
+    base |= {"scheme_cut": "second,first,first"} if scheme.differs == "cut" else {}
     config = Config().replace(**{**base, **changes})
     population = examples(own_test)
     with rng.torch_seed(rng.key(0, 0, rng.SERVER, rng.Use.INIT)):
         whole, teacher = Tiny(), rear(FEATURES, CLASSES)
         front = nn.Sequential()
         front.add_module("first", whole.first)
+        if scheme.differs == "cut":
+            front.add_module("relu", nn.ReLU())
+            front.add_module("second", nn.Linear(HIDDEN, HIDDEN))
         behind, middle = rear(HIDDEN, CLASSES), rear(HIDDEN, config.scheme.features)
         tail = nn.Sequential(nn.ReLU(), nn.Linear(config.scheme.features, CLASSES))
     shape = (FEATURES,)
@@ -84,11 +95,43 @@ def setting(scheme: Scheme, *, own_test: bool = False, **changes: object) -> tup
     }[scheme.part]()
     large = {"none": None, "teacher": teacher, "rear": middle if scheme.part == "u" else behind}[scheme.large]
     public = Examples(population.x[:50] + 0.1, population.y[:50])
-    return Kit(config, program, large, public, CLASSES, can_adapt=not own_test), program, population
+    groups = groups_of(scheme, config, program, population)
+    kit = Kit(config, program, large, public, CLASSES, can_adapt=not own_test, groups=groups)
+    return kit, program, population
 
 
-def engine(name: str, program: Program, population: Population) -> Loop | Stacked:
-    return Loop(program, population) if name == "loop" else Stacked(program, population)
+def groups_of(scheme: Scheme, config: Config, program: Program, population: Population) -> tuple[Group, ...]:
+    """Gives the devices by what lies on them: alike, or where the scheme lets them differ, as the config deals it."""
+    board, on, shape, module = profiles.get("stm32l4"), radio.get("ble"), program.input_shape, program.module
+    if scheme.differs in ("none", "model"):
+        return (Group(population.devices, population.test_devices, program, board, on),)
+    found, _ = variants.candidates(config, scheme.differs)
+    largest = {"width": found[0], "cut": found[0], "rank": max(found, key=lambda variant: variant.rank)}[scheme.differs]
+    groups = []
+    for variant in dict.fromkeys(found):
+        devices = tuple(d for d in population.devices if found[d % len(found)] == variant)
+        tests = devices if population.own_test else population.test_devices if variant == largest else ()
+        held = program
+        if variant.width != 1.0:
+            held = Program(slices.width(module, variant.width, shape)[0], shape)
+        elif variant.cut != largest.cut:
+            held = Program(slices.cut(module, variant.cut, shape)[0], shape)
+        elif variant.rank:
+            key = rng.key(0, 0, rng.SERVER, rng.Use.INIT).at(3)
+            held = Program(add_lora(module, variant.rank, float(variant.rank), "all", key), shape)
+        groups.append(Group(devices, tests, held, board, on, variant.width, variant.cut, variant.rank))
+    return tuple(groups)
+
+
+def engine(
+    name: str, program: Program, population: Population, groups: Sequence[Group] = (), memory_bytes: int = 10**9
+) -> Loop | Stacked | Groups:
+    def build(program: Program, population: Population) -> Loop | Stacked:
+        return Loop(program, population) if name == "loop" else Stacked(program, population, memory_bytes)
+
+    if len({id(group.program) for group in groups}) > 1:
+        return Groups(groups, population, build)
+    return build(groups[0].program if groups else program, population)
 
 
 def firmware(addresses: str, scheme: Scheme, kit: Kit, program: Program, population: Population) -> Firmware:

@@ -29,7 +29,7 @@ BOTH = pytest.mark.parametrize("on", ["loop", "stacked"])
 def run(name: str, on: str, rounds: int = 3, population: Population | None = None, **changes: object) -> Server:
     scheme = SCHEMES[name]
     kit, program, everyone = setting(scheme, **changes)
-    fleet = engine(on, program, population or everyone)
+    fleet = engine(on, program, population or everyone, kit.groups)
     server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
     for number in range(1, rounds + 1):
         server, _ = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))

@@ -13,6 +13,8 @@ from torch import nn
 from midhaul import rng, train, tree
 from midhaul.config import Config
 from midhaul.devices import profiles
+from midhaul.fleet import Fleet
+from midhaul.kit import Kit
 from midhaul.link import radio
 from midhaul.message import Replies
 from midhaul.models import slices
@@ -20,6 +22,7 @@ from midhaul.models.adapters import add_lora
 from midhaul.models.prepare import prepare
 from midhaul.program import Program
 from midhaul.runtime.firmware import Firmware
+from midhaul.runtime.groups import Groups
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.over_link import Ledger, OverLink
 from midhaul.runtime.stacked import Stacked
@@ -28,7 +31,7 @@ from midhaul.server import Server
 from midhaul.tree import Tree
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fleet_of_three import Tiny, engine, firmware, setting
+from fleet_of_three import Tiny, engine, firmware, groups_of, setting
 
 ROUNDS = 5
 
@@ -37,10 +40,11 @@ def trained(name: str, on: str, *, own_test: bool = False, **changes: object) ->
     """Runs a scheme over a link for five rounds; gives the server, what devices hold, the test, and the ledger."""
     scheme = SCHEMES[name]
     kit, program, population = setting(scheme, own_test=own_test, **changes)
-    inner: Loop | Stacked | Firmware
-    inner = firmware(on, scheme, kit, program, population) if ":" in on else engine(on, program, population)
-    ledger, board = Ledger(), profiles.get("stm32l4")
-    fleet = OverLink(inner, program, board, radio.get("ble"), loss=0.0, retries=0, ledger=ledger)
+    if ":" in on:
+        inner: Loop | Stacked | Groups | Firmware = firmware(on, scheme, kit, program, population)
+    else:
+        inner = engine(on, program, population, kit.groups)
+    fleet, ledger = over_link(inner, kit, loss=0.0)
     server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
     for number in range(1, ROUNDS + 1):
         server, metrics = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
@@ -51,6 +55,12 @@ def trained(name: str, on: str, *, own_test: bool = False, **changes: object) ->
         assert {event["what"] for event in inner.events} == {"connected"}
         inner.close()
     return server, held, tested, ledger
+
+
+def over_link(inner: Fleet, kit: Kit, *, loss: float) -> tuple[OverLink, Ledger]:
+    """Gives the engine behind a radio that loses a share of the frames and sends none again, and its ledger."""
+    ledger, board, on = Ledger(), profiles.get("stm32l4"), radio.get("ble")
+    return OverLink(inner, kit.program, board, on, loss=loss, retries=0, ledger=ledger, groups=kit.groups), ledger
 
 
 SMALL = {
@@ -72,6 +82,10 @@ def test_a_cortex_m_gives_the_bits_of_this_machine(name: str) -> None:
 def device_trees(fleet: object) -> Tree:
     """Gives what the training devices hold, in one form for both engines."""
     whole: Tree = {}
+    if isinstance(fleet, Groups):
+        for part in fleet.engines:
+            whole |= device_trees(part)
+        return dict(sorted(whole.items()))
     for path, value in fleet.dump().items():  # type: ignore[attr-defined]
         part, _, rest = path.partition("/")
         if part == "tree":
@@ -136,16 +150,7 @@ def test_lost_frames_stop_nothing(name: str) -> None:
     """Half of the frames are lost for good; the rounds close with those that answered."""
     scheme = SCHEMES[name]
     kit, program, population = setting(scheme)
-    ledger = Ledger()
-    fleet = OverLink(
-        engine("stacked", program, population),
-        program,
-        profiles.get("stm32l4"),
-        radio.get("ble"),
-        loss=0.5,
-        retries=0,
-        ledger=ledger,
-    )
+    fleet, ledger = over_link(engine("stacked", program, population, kit.groups), kit, loss=0.5)
     server = scheme.init(fleet, kit, rng.Key(1, 0, rng.SERVER, 0))
     for number in range(1, 4):
         server, _ = scheme.round(server, fleet, kit, rng.Key(1, number, rng.SERVER, 0))
@@ -162,8 +167,7 @@ def test_small_memory_changes_nothing(name: str) -> None:
     results = []
     for memory_bytes in (1, 10**9):
         kit, program, population = setting(scheme)
-        fleet = engine("stacked", program, population)
-        fleet.memory_bytes = memory_bytes  # type: ignore[union-attr]
+        fleet = engine("stacked", program, population, kit.groups, memory_bytes)
         server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
         for number in (1, 2):
             server, _ = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
@@ -194,9 +198,9 @@ def with_module(module: nn.Module, on: str, norm: str, **changes: object) -> tup
     prepared = prepare(module, (6,), norm)
     program = Program(prepared.module, (6,), personal=prepared.personal)
     kit = replace(kit, program=program)
+    kit = replace(kit, groups=groups_of(scheme, kit.config, program, population))
     inner = firmware(on, scheme, kit, program, population) if ":" in on else engine(on, program, population)
-    ledger = Ledger()
-    fleet = OverLink(inner, program, profiles.get("stm32l4"), radio.get("ble"), loss=0.0, retries=0, ledger=ledger)
+    fleet, ledger = over_link(inner, kit, loss=0.0)
     server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
     for number in range(1, ROUNDS + 1):
         server, _ = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))

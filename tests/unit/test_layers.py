@@ -17,7 +17,7 @@ LAYERS = (
     {"server"},
     {"kit", "checkpoint"},
     {"halves"},
-    {"schemes", "runtime"},
+    {"schemes", "runtime", "variants"},
     {"plant"},
     {"train", "plan", "export", "report", "size", "provision"},
     {"apps"},

@@ -692,3 +692,26 @@ def test_both_models_gains_are_shown_where_both_were_tested(tmp_path: Path) -> N
 @pytest.mark.parametrize("start", [{"accuracy": 1.5, "large_accuracy": 0.6}, {"accuracy": 0.4}, 3])
 def test_a_start_that_is_no_pair_of_shares_is_refused(start: object, tmp_path: Path) -> None:
     assert "start" in refusal([make_run(tmp_path / "a", "fedavg", start=start)])
+
+
+KINDS_OF_DEVICES: list[dict[str, Any]] = [
+    {
+        "num_devices": num, "board": board, "radio": "ble", "width": width, "cut": "", "rank": 0, "model": "",
+        "parameters": 1000, "flash_bytes": 20 * KIB, "sram_bytes": 30 * KIB,
+        "flash_limit_bytes": 256 * KIB, "sram_limit_bytes": 64 * KIB,
+    }
+    for num, board, width in ((4, "stm32l4", 0.25), (2, "rpi4", 1.0))
+]  # fmt: skip
+
+
+def test_devices_that_differ_are_shown_by_group(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", "fedavg", 0, board="stm32l4, rpi4", groups=KINDS_OF_DEVICES)
+    text = report.write([folder], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "width 0.25" in text
+    assert "Devices that differ" in text
+    assert "(4 devices) and" in text
+    alike = make_run(tmp_path / "b", "fedavg", 0, groups=KINDS_OF_DEVICES[:1])
+    assert "Devices that differ" not in report.write([alike], tmp_path / "b.html").read_text(encoding="utf-8")
+    broken = make_run(tmp_path / "c", "fedavg", 0, groups=[{**KINDS_OF_DEVICES[0], "width": "wide"}])
+    with pytest.raises(CheckpointError, match="'width' is 'wide'"):
+        report.write([broken], tmp_path / "c.html")

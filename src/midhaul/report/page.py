@@ -111,7 +111,23 @@ def _memory(study: Study, looks: dict[str, Style], name: str) -> str:
         "Flash holds the program and the weights that stay as they are.",
         "SRAM holds what changes: trained weights, activations, gradients, the stack.",
     )
-    return f'<div class="grid">{"".join(map(_figure, figures, told))}</div>'
+    return f'<div class="grid">{"".join(map(_figure, figures, told))}</div>{_kinds_of_devices(study, looks)}'
+
+
+def _kinds_of_devices(study: Study, looks: dict[str, Style]) -> str:
+    """Gives a line a group of alike devices, where those of a run differ."""
+    lines = []
+    for group in study.groups:
+        held = group.runs[0].device_groups
+        for kind in held if len(held) > 1 else ():
+            sram, flash = _of(kind.sram_bytes, kind.sram_limit_bytes), _of(kind.flash_bytes, kind.flash_limit_bytes)
+            cells = [f"{kind.num_devices:,}", _e(kind.board), _e(kind.radio), _e(kind.holds or "the same model")]
+            lines.append([_label(group.label, looks), *cells, f"{kind.parameters:,}", sram, flash])
+    if not lines:
+        return ""
+    heads = ["scheme", "devices", "board", "radio", "each holds", "parameters", "SRAM", "flash"]
+    note = "Devices that differ. The figures above are of the group that leaves the least of its board's SRAM free."
+    return f'{_table(heads, lines, (0, 2, 3, 4))}<p class="note">{note}</p>'
 
 
 def _crossed(study: Study, name: str) -> str:

@@ -100,6 +100,9 @@ def _devices(runs: Sequence[Run]) -> str:
     told = []
     for name in _each(runs, lambda run: run.board):
         run = next(run for run in runs if run.board == name)
+        if len({group.board for group in run.device_groups}) > 1:
+            told.append(f"The boards are {_and(_counted(run))}; a table below has what each holds and needs.")
+            continue
         board = BOARDS.get(name)
         what = f"{board.title}, {board.core} at {board.clock_hz / 1e6:g} MHz" if board else name
         flash, sram = format_bytes(run.flash_limit_bytes), format_bytes(run.sram_limit_bytes)
@@ -120,6 +123,14 @@ def _devices(runs: Sequence[Run]) -> str:
         elif radio:
             told.append(f"The link is {name}: it takes no time and no energy.")
     return " ".join(told)
+
+
+def _counted(run: Run) -> list[str]:
+    """Gives the boards of a run, each with its title and its devices."""
+    counts: dict[str, int] = {}
+    for group in run.device_groups:
+        counts[group.board] = counts.get(group.board, 0) + group.num_devices
+    return [f"{BOARDS[name].title if name in BOARDS else name} ({num:,} devices)" for name, num in counts.items()]
 
 
 def _course(study: Study, runs: Sequence[Run]) -> str:

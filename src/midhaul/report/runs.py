@@ -71,6 +71,21 @@ class DeviceStats:
 
 
 @dataclass(frozen=True)
+class DeviceGroup:
+    """Devices of a run that are alike: how many, their board, what they hold, what it needs and what there is."""
+
+    num_devices: int
+    board: str
+    radio: str
+    holds: str  # what sets their model apart; nothing where nothing does
+    parameters: int
+    flash_bytes: int
+    sram_bytes: int
+    flash_limit_bytes: int
+    sram_limit_bytes: int
+
+
+@dataclass(frozen=True)
 class Run:
     """A finished run: its settings, what it came to and how it went."""
 
@@ -109,6 +124,7 @@ class Run:
     buffers: tuple[Buffer, ...]
     device_events: tuple[DeviceEvent, ...]
     device_stats: tuple[DeviceStats, ...]
+    device_groups: tuple[DeviceGroup, ...]  # one where all devices are alike; none in runs from before there were any
     rounds: tuple[Round, ...]
 
 
@@ -158,6 +174,7 @@ def read_run(path: Path) -> Run:
         buffers=tuple(_buffer(item) for item in summary.items("buffers")),
         device_events=tuple(_event(item) for item in _listed(summary, "device_events")),
         device_stats=tuple(_stats(item) for item in _listed(summary, "device_stats")),
+        device_groups=tuple(_device_group(item) for item in _listed(summary, "groups")),
         rounds=_rounds(path / "metrics.jsonl"),
     )
     last = run.rounds[-1]
@@ -302,13 +319,29 @@ def _buffer(item: _Fields) -> Buffer:
 
 
 def _listed(summary: _Fields, name: str) -> list[_Fields]:
-    """Gives a list of a summary that runs from before there was firmware don't have."""
+    """Gives a list of a summary that older runs don't have."""
     return summary.items(name) if name in summary.table else []
 
 
 def _stats(item: _Fields) -> DeviceStats:
     sizes = ("arena_peak_bytes", "arena_bytes", "stack_peak_bytes", "store_used_bytes")
     return DeviceStats(item.whole("device"), item.text("address"), *(item.whole(name) for name in sizes))
+
+
+def _device_group(item: _Fields) -> DeviceGroup:
+    width, rank = item.real("width"), item.whole("rank")
+    told = [item.text("model")] if item.text("model") else []
+    told += [f"width {width:g}"] if width != 1.0 else []
+    told += [f"up to {item.text('cut')}"] if item.text("cut") else []
+    told += [f"rank {rank}"] if rank else []
+    sizes = ("parameters", "flash_bytes", "sram_bytes", "flash_limit_bytes", "sram_limit_bytes")
+    return DeviceGroup(
+        item.whole("num_devices"),
+        item.text("board"),
+        item.text("radio"),
+        ", ".join(told),
+        *(item.whole(name) for name in sizes),
+    )
 
 
 def _event(item: _Fields) -> DeviceEvent:

@@ -15,6 +15,7 @@ import torch
 
 from midhaul import rng
 from midhaul.errors import EngineError
+from midhaul.fleet import Part
 from midhaul.message import Message, Op, Replies, Reply, gather, join
 from midhaul.program import Population, Program
 from midhaul.runtime.remote import Blobs, Event, Place, Remote
@@ -104,6 +105,10 @@ class Firmware:
         answers: dict[int, Reply] = {device: reply for device, reply in found.items() if reply is not None}
         self._check(answers, bool(far), self.refused - before, key.round)
         return join([*parts, gather(answers)]) if answers or not parts else parts[0]
+
+    def exchange_parts(self, parts: Sequence[Part], *, key: rng.Key) -> list[Replies]:
+        """Does the parts one after another."""
+        return [self.exchange(message, key=key, devices=devices) for message, devices in parts]
 
     def dump(self) -> Tree:
         """Gives all that the devices remember between rounds, for a checkpoint; reads what only a device knows."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from midhaul import ops, rng
 from midhaul.errors import EngineError
+from midhaul.fleet import Part
 from midhaul.message import Message, Replies, Reply, gather
 from midhaul.ops import State
 from midhaul.program import Population, Program
@@ -39,6 +40,10 @@ class Loop:
             self.states[device], replies[device] = state, reply
         return gather(replies)
 
+    def exchange_parts(self, parts: Sequence[Part], *, key: rng.Key) -> list[Replies]:
+        """Does the parts one after another."""
+        return [self.exchange(message, key=key, devices=devices) for message, devices in parts]
+
     def dump(self) -> Tree:
         """Gives all that the devices remember between rounds, for a checkpoint."""
         whole: Tree = {}
@@ -53,7 +58,7 @@ class Loop:
         for path, value in whole.items():
             part, number, name = path.split("/", 2)
             device = int(number)
-            if part not in ("tree", "momentum") or not 0 <= device < len(self.devices) + len(self.test_devices):
+            if part not in ("tree", "momentum") or not 0 <= device < self.population.num_devices:
                 raise EngineError(f"the checkpoint holds {path}, which this fleet doesn't have; it is of another run")
             state = self.states.get(device) or State(self.population.local(device))
             if part == "tree":

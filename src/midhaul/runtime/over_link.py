@@ -15,11 +15,11 @@ import torch
 from midhaul import budget, rng
 from midhaul.devices.profiles import Board
 from midhaul.errors import EngineError, FrameError
-from midhaul.fleet import Fleet
+from midhaul.fleet import Fleet, Group, Part
 from midhaul.link import frame
 from midhaul.link.frame import Frame
 from midhaul.link.radio import Radio
-from midhaul.message import ROW_KINDS, Message, Op, Replies, Reply, gather, pad_rows
+from midhaul.message import ROW_KINDS, Message, Op, Replies, Reply, gather, join, pad_rows
 from midhaul.models import count
 from midhaul.program import Program
 from midhaul.tree import Tree
@@ -62,20 +62,43 @@ class Ledger:
         return asdict(self)
 
 
+@dataclass
+class _Step:
+    """One step of a scheme under way: what each device's radio took, and the slowest computing. Units: seconds."""
+
+    seconds: dict[int, float] = field(default_factory=dict)
+    compute_s: float = 0.0
+    answered: int = 0
+    refused: int = 0
+
+
 class OverLink:
     """A fleet around a fleet: the same devices, behind a radio."""
 
     def __init__(
-        self, fleet: Fleet, program: Program, board: Board, radio: Radio, *, loss: float, retries: int, ledger: Ledger
+        self,
+        fleet: Fleet,
+        program: Program,
+        board: Board,
+        radio: Radio,
+        *,
+        loss: float,
+        retries: int,
+        ledger: Ledger,
+        groups: Sequence[Group] = (),
     ) -> None:
+        """`groups` say which devices have another model, board or radio than those given; below 0, a loss is each
+        radio's own."""
         self.fleet = fleet
-        self.program = program
-        self.board = board
-        self.radio = radio
         self.loss = loss
         self.retries = retries
         self.ledger = ledger
-        self._layers = count.layers(program.module, program.input_shape)
+        alike = Group(fleet.devices, fleet.test_devices, program, board, radio)
+        self._group = {d: group for group in (alike, *groups) for d in (*group.devices, *group.tests)}
+        self._layers = {
+            id(group.program): count.layers(group.program.module, group.program.input_shape)
+            for group in self._group.values()
+        }
         self._turn = (-1, 0)  # the round, and the exchanges made in it
 
     @property
@@ -91,22 +114,46 @@ class OverLink:
 
         Raises: EngineError if every device answered with numbers that are not finite.
         """
-        asked = list(self.devices if devices is None else devices)
+        return self.exchange_parts([(message, self.devices if devices is None else devices)], key=key)[0]
+
+    def exchange_parts(self, parts: Sequence[Part], *, key: rng.Key) -> list[Replies]:
+        """Does so with several messages in one step, which lasts as long as its slowest device."""
+        step = _Step()
+        given = [join([self._deliver(*own, key, step) for own in self._split(*part)] or [gather({})]) for part in parts]
+        self.ledger.air_seconds += max(step.seconds.values(), default=0.0)
+        self.ledger.compute_seconds += step.compute_s
+        if step.refused and step.refused == step.answered:
+            raise EngineError(
+                f"round {key.round}: all {step.refused} devices sent numbers that are not finite, so training "
+                "diverged; lower scheme.lr (or large.lr for a split scheme)"
+            )
+        return given
+
+    def _split(self, message: Message, devices: Sequence[int]) -> list[tuple[Message, list[int]]]:
+        """Gives the message for the devices with one model, for those with another, and so on."""
+        asked, kinds = list(devices), dict[int, list[int]]()
+        for place, device in enumerate(asked):
+            kinds.setdefault(id(self._group[device].program), []).append(place)
+        if len(kinds) == 1:
+            return [(message, asked)]
+        return [(message.of_places(places), [asked[place] for place in places]) for places in kinds.values()]
+
+    def _deliver(self, message: Message, asked: list[int], key: rng.Key, step: _Step) -> Replies:
+        """Does the exchange with devices that have one model."""
         self._turn = (key.round, self._turn[1] + 1 if self._turn[0] == key.round else 0)
-        seconds = dict.fromkeys(asked, 0.0)
-        reached, delivered = self._down(message, asked, key, seconds)
+        step.seconds = {**dict.fromkeys(asked, 0.0), **step.seconds}
+        program = self._group[asked[0]].program
+        reached, delivered = self._down(message, asked, program, key, step)
         replies = self.fleet.exchange(delivered, key=key, devices=reached) if reached else gather({})
-        compute = self._compute(message, replies)
-        answers = self._up(message.op, replies, key, seconds)
-        self.ledger.air_seconds += max(seconds.values(), default=0.0)
-        self.ledger.compute_seconds += compute
+        step.compute_s = max(step.compute_s, self._compute(message, program, replies))
+        answers = self._up(message.op, replies, program, key, step)
         self.ledger.absent += len(asked) - len(answers)
         if message.op in (Op.FIT, Op.BACKWARD):
             self.ledger.updates += len(answers)
         return gather(answers)
 
     def _down(
-        self, message: Message, asked: list[int], key: rng.Key, seconds: dict[int, float]
+        self, message: Message, asked: list[int], program: Program, key: rng.Key, step: _Step
     ) -> tuple[list[int], Message]:
         """Sends the message; gives the devices that it reached and the message as these unpacked it."""
         alike = not message.each and not message.each_settings
@@ -120,11 +167,12 @@ class OverLink:
                 data, kinds = frame.pack(sent), frame.bytes_by_kind(sent)
             tries, arrived = self._tries(key, device, up=False)
             _add(self.ledger.kinds_down, kinds, tries)
-            seconds[device] += tries * self.radio.seconds_down(len(data))
-            self._spend(device, tries * self.radio.joules_down(len(data)))
+            radio = self._group[device].radio
+            step.seconds[device] += tries * radio.seconds_down(len(data))
+            self._spend(device, tries * radio.joules_down(len(data)))
             if arrived:
                 if not unpacked or message.each:
-                    unpacked.append(frame.unpack(data, self.program.initial).tree)
+                    unpacked.append(frame.unpack(data, program.initial).tree)
                 places.append(place)
         if not places:
             return [], message
@@ -141,58 +189,54 @@ class OverLink:
         delivered = Message(message.op, shared, each, part.rows, part.settings, part.each_settings)
         return [asked[place] for place in places], delivered
 
-    def _up(self, op: Op, replies: Replies, key: rng.Key, seconds: dict[int, float]) -> dict[int, Reply]:
+    def _up(self, op: Op, replies: Replies, program: Program, key: rng.Key, step: _Step) -> dict[int, Reply]:
         """Sends the replies; gives those that came through whole."""
         answers: dict[int, Reply] = {}
-        refused = 0
         for device, reply in replies:
             sent = Frame(op, True, key.round, device, {}, reply.tree, reply.weight, reply.metrics)
             data, kinds = frame.pack(sent), frame.bytes_by_kind(sent)
             tries, arrived = self._tries(key, device, up=True)
             _add(self.ledger.kinds_up, kinds, tries)
-            seconds[device] += tries * self.radio.seconds_up(len(data))
-            self._spend(device, tries * self.radio.joules_up(len(data)))
+            radio = self._group[device].radio
+            step.seconds[device] += tries * radio.seconds_up(len(data))
+            self._spend(device, tries * radio.joules_up(len(data)))
+            step.answered += 1
             if not arrived:
                 continue
             try:
-                got = frame.unpack(data, self.program.initial, _METRICS)
+                got = frame.unpack(data, program.initial, _METRICS)
             except FrameError:
-                refused += 1
+                self.ledger.refused += 1
+                step.refused += 1
                 continue
             answers[device] = Reply(got.tree, got.weight, got.metrics)
-        self.ledger.refused += refused
-        if refused and refused == len(replies):
-            raise EngineError(
-                f"round {key.round}: all {refused} devices sent numbers that are not finite, so training diverged; "
-                "lower scheme.lr (or large.lr for a split scheme)"
-            )
         return answers
 
     def _tries(self, key: rng.Key, device: int, *, up: bool) -> tuple[int, bool]:
         """Gives how often a frame is sent, and whether it arrived at last."""
-        if self.loss <= 0.0:
+        loss = self.loss if self.loss >= 0.0 else self._group[device].radio.loss
+        if loss <= 0.0:
             return 1, True
         stream = rng.key(key.seed, key.round, device, rng.Use.LOSS).at(2 * self._turn[1] + up)
         for number, draw in enumerate(rng.uniform(stream, self.retries + 1)):
-            if draw >= self.loss:
+            if draw >= loss:
                 return number + 1, True
         return self.retries + 1, False
 
-    def _compute(self, message: Message, replies: Replies) -> float:
-        """Charges the board's energy to the devices; gives the time of the slowest."""
-        layers = self._layers
-        trained = self.program.names(
-            str(message.settings.get("train", "front" if message.op == Op.BACKWARD else "none"))
-        )
-        is_tail = "z" in message.each and self.program.tail is not None
-        if is_tail and self.program.tail is not None:
-            layers = count.layers(self.program.tail, tuple(message.each["z"].shape[2:]))
-            trained = tuple(name.removeprefix("tail.") for name in self.program.names("tail"))
+    def _compute(self, message: Message, program: Program, replies: Replies) -> float:
+        """Charges the boards' energy to the devices; gives the time of the slowest."""
+        layers = self._layers[id(program)]
+        trained = program.names(str(message.settings.get("train", "front" if message.op == Op.BACKWARD else "none")))
+        is_tail = "z" in message.each and program.tail is not None
+        if is_tail and program.tail is not None:
+            layers = count.layers(program.tail, tuple(message.each["z"].shape[2:]))
+            trained = tuple(name.removeprefix("tail.") for name in program.names("tail"))
         macs = budget.macs_per_example(layers, message.op, trained, is_tail=is_tail)
         longest = 0.0
         for device, rows in zip(replies.devices, replies.metrics.get("rows", torch.zeros(0)).tolist(), strict=False):
-            busy_s = rows * macs * self.board.cycles_per_mac_f32 / self.board.clock_hz
-            self._spend(device, busy_s * self.board.active_w)
+            board = self._group[device].board
+            busy_s = rows * macs * board.cycles_per_mac_f32 / board.clock_hz
+            self._spend(device, busy_s * board.active_w)
             longest = max(longest, busy_s)
         return longest
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from midhaul import rng, tree
 from midhaul.errors import EngineError
+from midhaul.fleet import Part
 from midhaul.message import Message, Op, Replies, join
 from midhaul.models import count
 from midhaul.program import Indices, Population, Program
@@ -31,7 +32,7 @@ class Stacked:
         self.program = program
         self.population = population
         self.memory_bytes = memory_bytes
-        self.num_devices = len(set(population.devices) | set(population.test_devices))
+        self.num_devices = population.num_devices
         self.base: Tree = {}
         self.own: Tree = {}
         self.momentum: Tree = {}
@@ -60,6 +61,10 @@ class Stacked:
             part = Chunk(self, message.of_places(places), [asked[p] for p in places], [rows[p] for p in places], key)
             parts.append(part.run())
         return join(parts) if parts else replies_of([], {}, None, [], {})
+
+    def exchange_parts(self, parts: Sequence[Part], *, key: rng.Key) -> list[Replies]:
+        """Does the parts one after another."""
+        return [self.exchange(message, key=key, devices=devices) for message, devices in parts]
 
     def dump(self) -> Tree:
         """Gives all that the devices remember between rounds, for a checkpoint."""
