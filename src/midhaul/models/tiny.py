@@ -69,6 +69,23 @@ def cnn(
     return nn.Sequential(OrderedDict(layers))
 
 
+def lenet5(input_shape: Shape, num_classes: int) -> nn.Module:
+    """LeNet-5 as it is used today: ReLU, max pools, full connections. Shapes: [B, C, H, W] -> [B, num_classes].
+
+    Source: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", Proc. IEEE 86,
+    1998, section II-B: 6 and 16 maps by 5x5 kernels, then 120 and 84 units; an image of 28x28 is padded to 32x32.
+    """
+    channels, height, length = input_shape
+    rows, columns = (height // 2 - 4) // 2, (length // 2 - 4) // 2
+    if min(rows, columns) < 1:
+        raise ModelError(f"the model lenet5 takes images of at least 12x12, not {height}x{length}; give larger ones")
+    layers = OrderedDict[str, nn.Module](conv1=nn.Conv2d(channels, 6, 5, padding=2), relu1=nn.ReLU())
+    layers |= OrderedDict(pool1=nn.MaxPool2d(2), conv2=nn.Conv2d(6, 16, 5), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2))
+    return nn.Sequential(
+        OrderedDict([*layers.items(), *mlp((16, rows, columns), num_classes, (120, 84)).named_children()])
+    )
+
+
 def cnn1d(
     input_shape: Shape,
     num_classes: int,
@@ -155,6 +172,16 @@ TINY: dict[str, Entry] = {
         (1, 28, 28),
         10,
         {"channels": (32, 64), "hidden": (512,)},
+    ),
+    "lenet5": Entry(
+        lenet5,
+        "LeNet-5 with ReLU and max pools",
+        "LeCun et al., Proc. IEEE 86, 1998, section II-B",
+        (3,),
+        61_706,
+        0,
+        (1, 28, 28),
+        10,
     ),
     "cnn1d": Entry(cnn1d, "three convolutions along time, for windows of sensors", "own", (2,)),
     "embed": Entry(embed, "mean of token vectors; needs the option vocabulary", "own", (1,)),
