@@ -154,6 +154,8 @@ class SchemeConfig:
     half_lr: float = option(0.0, "split schemes: the server's learning rate behind the cut; 0: large.lr", low=0.0)
     pretrain: bool = option(False, "split schemes: both halves begin as trained on the server's public data")
     relay_groups: int = option(2, "group_split: groups that train side by side, with a relay in each", low=1)
+    upload_every: int = option(5, "cse_fsl: a device's steps from one upload of activations to the next", low=1)
+    server_epochs: int = option(1, "fedgkt: epochs of the large model on a round's features", low=1)
     body: str = option(
         "distilled",
         "federated_transfer: the frozen body: the tiny model's, taught by the large one, or the large model's own, cut",

@@ -275,7 +275,7 @@ def _run(folder: Path, data: str, device: int | None) -> _Subject:
         )
     module.load_state_dict(shared, strict=False)
     rows = _rows(load(data)) if data else kit.public.x.numpy() if len(kit.public) else None
-    name, is_front = f"{built.tiny_name} of {folder.name}", built.scheme.part != "whole"
+    name, is_front = f"{built.tiny_name} of {folder.name}", built.scheme.part in ("front", "u")
     if is_front:
         tail = "; the tail behind the server isn't in it" if kit.program.tail is not None else ""
         notes.append(f"the device's half, cut behind {kit.cfg.cut}{tail}")

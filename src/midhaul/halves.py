@@ -6,15 +6,16 @@ Shape letters: D devices, B rows of a batch, H the shape at the cut.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from midhaul import rng, tree
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Work
+from midhaul.kit import Kit, Work, init_halves, load_all
 from midhaul.message import Message, Op, Replies, Settings
-from midhaul.server import step_half
+from midhaul.server import Server, step_half
 
 Half = tuple[tree.Tree, tree.Tree]  # a server half and its optimiser's state
 Halves = dict[int, Half]  # of each device
@@ -33,19 +34,28 @@ def side_by_side(
     total, rows = 0.0, 0.0
     for epoch in range(cfg.epochs):
         for number in range(max(batches.values())):
-            at: Settings = {"rows": "train", "batch": cfg.batch, "step": number, "epoch": epoch, "what": "hy"}
             devices = tuple(device for device, num in batches.items() if number < num)
-            up = fleet.exchange(Message(Op.FORWARD, settings=at), devices=devices, key=key)
+            up = fleet.exchange(forward(cfg, epoch, number), devices=devices, key=key)
             if not len(up):
                 continue
-            order = key._replace(use=int(rng.Use.ORDER)).at(epoch << 12 | number)
-            g, loss = server_steps(up, halves, kit, order, copies=copies)
+            g, loss = server_steps(up, halves, kit, turn(key, epoch, number), copies=copies)
             total, rows = total + loss, rows + float(up.rows.sum())
             down: Settings = {"lr": cfg.lr, "momentum": cfg.momentum, "weight_decay": cfg.weight_decay}
             fleet.exchange(
                 Message(Op.BACKWARD, each={"g": g}, rows=up.rows, settings=down), devices=up.devices, key=key
             )
     return total, rows
+
+
+def forward(cfg: SchemeConfig, epoch: int, number: int) -> Message:
+    """Gives the FORWARD of one batch of an epoch: activations and labels are sent."""
+    at: Settings = {"rows": "train", "batch": cfg.batch, "step": number, "epoch": epoch, "what": "hy"}
+    return Message(Op.FORWARD, settings=at)
+
+
+def turn(key: rng.Key, epoch: int, number: int) -> rng.Key:
+    """Gives the key of the order in which the server takes the devices' batches of one number."""
+    return key._replace(use=int(rng.Use.ORDER)).at(epoch << 12 | number)
 
 
 def server_steps(up: Replies, halves: Halves, kit: Kit, key: rng.Key, *, copies: bool) -> tuple[torch.Tensor, float]:
@@ -72,7 +82,14 @@ def mean_half(halves: Mapping[int, Half], weight: torch.Tensor) -> Half:
 
 def num_batches(cfg: SchemeConfig, num_rows: float) -> int:
     """Gives the batches of an epoch over so many rows; a batch of 0 is all of them."""
-    return -(-int(num_rows) // (cfg.batch or int(num_rows)))
+    return -(-int(num_rows) // (cfg.batch or max(int(num_rows), 1)))
+
+
+def init_personal(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
+    """Begins a scheme whose devices keep what they have: all load the same, once, and the server keeps none of it."""
+    server = init_halves(fleet, kit, key)
+    load_all(fleet, server.tree, key)
+    return replace(server, tree={})
 
 
 def work(cfg: SchemeConfig) -> tuple[Work, ...]:

@@ -124,7 +124,8 @@ class Scheme:
 
     `direction` says who teaches whom: large to tiny, tiny to large, both ways, tiny to tiny, or none. `up` and `down`
     are the kinds of tensors that cross the link in rounds; the contract suite holds `up` to what the link counted.
-    `part` is what of the tiny model lies on a device: whole, front (up to the cut), or u (front and tail).
+    `part` is what of the tiny model lies on a device: whole, front (up to the cut), u (front and tail), or local (whole
+    too, but FORWARD ends at the cut, and what lies behind it is an auxiliary head for a loss on the device).
     `large` says what the server's model is: none, a teacher that sees examples, the rear behind the cut.
     `evaluate_large` tests the large model by itself; a scheme that has it is tested before its first round too, so that
     a run tells what each of the two models gained. On firmware it speaks to the simulation, which has every device's
@@ -249,12 +250,12 @@ def _learned(kit: Kit, module: nn.Module, key: rng.Key, label: str) -> Tree:
 
 def _pretrained(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
     """Trains the device half and the server half as one model on public data; gives their trees."""
-    parts = OrderedDict(front=kit.program.module, rear=kit.server_model())
+    parts = OrderedDict(front=kit.program.front, rear=kit.server_model())
     if kit.program.tail is not None:
         parts["tail"] = kit.program.tail
     joint = nn.Sequential(parts)
     whole = _learned(kit, joint, rng.key(key.seed, key.round, rng.SERVER, rng.Use.PUBLIC), "both halves learn")
-    first = {n: whole[n if n.startswith("tail.") else f"front.{n}"] for n in kit.program.initial}
+    first = {n: whole.get(n if n.startswith("tail.") else f"front.{n}", v) for n, v in kit.program.initial.items()}
     return first, {name.removeprefix("rear."): value for name, value in whole.items() if name.startswith("rear.")}
 
 

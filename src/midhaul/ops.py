@@ -46,18 +46,20 @@ def run(program: Program, state: State, message: Message, key: rng.Key) -> tuple
 def batches(key: rng.Key, num_rows: int, settings: Mapping[str, Any]) -> Iterator[Indices]:
     """Gives the rows of each step: every epoch in an order of its own, the last batch of an epoch as short as it is.
 
-    `batch` 0 is all rows; `steps` > 0 is that many steps, over as many epochs as they need, instead of `epochs`.
+    `batch` 0 is all rows; `steps` > 0 is that many steps, over as many epochs as they need, instead of `epochs`. `step`
+    and `epoch` are where to begin, for an op that goes on where another left off.
     """
     size = int(settings.get("batch", 0)) or num_rows
-    steps, made, epoch = int(settings.get("steps", 0)), 0, 0
+    steps, made, epoch = int(settings.get("steps", 0)), 0, int(settings.get("epoch", 0))
+    begin = size * int(settings.get("step", 0))
     while steps > made or (not steps and epoch < int(settings.get("epochs", 1))):
         order = rng.permutation(key.at(epoch), num_rows)
-        for first in range(0, num_rows, size):
+        for first in range(begin, num_rows, size):
             if steps and made == steps:
                 return
             made += 1
             yield order[first : first + size]
-        epoch += 1
+        begin, epoch = 0, epoch + 1
 
 
 def sgd_step(
@@ -138,7 +140,7 @@ def _forward(program: Program, state: State, message: Message, key: rng.Key) -> 
         size, first = int(settings["batch"]), int(settings["batch"]) * int(settings.get("step", 0))
         rows = rng.permutation(key.at(int(settings.get("epoch", 0))), len(data))[first : first + size]
     picked = data.at(rows)
-    h, _ = program.call(_parameters(program, state, message), picked.x, training=source == "train")
+    h, _ = program.call_front(_parameters(program, state, message), picked.x, training=source == "train")
     answer: Tree = {"h": h.detach()}
     if settings.get("what") == "hy":
         answer["y"] = picked.y
@@ -156,7 +158,7 @@ def _backward(program: Program, state: State, message: Message, key: rng.Key) ->
     if len(picked) == 0:
         return replace(state, stash={}), _reply(state)
     leaves = _leaves(state.tree, program.names("front"))
-    h, updated = program.call({**state.tree, **leaves}, picked.x, training=True)
+    h, updated = program.call_front({**state.tree, **leaves}, picked.x, training=True)
     gradients = torch.autograd.grad(h, list(leaves.values()), grad_outputs=message.tree["g"], allow_unused=True)
     state = _stepped(program, state, leaves, gradients, message.settings)
     state = replace(state, tree=tree.merge(state.tree, updated), stash={})

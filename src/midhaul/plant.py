@@ -364,6 +364,9 @@ def _parts(
     if scheme.part == "front":
         rear = given or _large(config, smashed, classes, config.large.options, start)
         return config, Program(front, shape, personal=personal), rear
+    if scheme.part == "local":
+        rear = given or _large(config, smashed, classes, config.large.options, start)
+        return config, Program(whole, shape, personal=prepared.personal, front=front), rear
     features = config.scheme.features
     rear = given or _large(config, smashed, features, config.large.options, start)
     with rng.torch_seed(start.at(2)):

@@ -131,7 +131,11 @@ def call_module(
 
 
 class Program:
-    """The model on a device as pure functions of a tree: one module, and for the U shape a tail behind the server."""
+    """The model on a device as pure functions of a tree: one module, and for the U shape a tail behind the server.
+
+    Where a device trains on a loss of its own and still sends activations, the module goes on behind the cut with an
+    auxiliary head, and `front` is its part up to the cut, under the same names.
+    """
 
     def __init__(
         self,
@@ -141,13 +145,18 @@ class Program:
         personal: tuple[str, ...] = (),
         tail: nn.Module | None = None,
         frozen: tuple[str, ...] = (),
+        front: nn.Module | None = None,
     ) -> None:
-        """`personal` are buffers that never leave a device, `frozen` buffers that are loaded and never trained."""
+        """`personal` are buffers that never leave a device, `frozen` buffers that are loaded and never trained.
+
+        `front` is what FORWARD and BACKWARD run; the whole module, if it is not given.
+        """
         self.module = module
         self.input_shape = input_shape
         self.personal = personal
         self.tail = tail
         self.frozen = frozen
+        self.front = module if front is None else front
         self._norms = norms_of(module)
         self._names: dict[str, tuple[str, ...]] = {}
 
@@ -173,9 +182,10 @@ class Program:
         return tuple(name for name in self.names(spec) if name not in self.personal)
 
     def _find(self, spec: str) -> tuple[str, ...]:
-        front = tuple(name for name, _ in self.module.named_parameters())
+        whole = tuple(name for name, _ in self.module.named_parameters())
+        front = tuple(name for name, _ in self.front.named_parameters())
         tail = tuple(name for name in self.initial if name.startswith("tail.")) if self.tail is not None else ()
-        fixed = {"none": (), "whole": front + tail, "front": front, "tail": tail}
+        fixed = {"none": (), "whole": whole + tail, "front": front, "tail": tail}
         if spec in fixed:
             return fixed[spec]
         if self.tail is not None:
@@ -186,6 +196,16 @@ class Program:
         """Gives the module's output and the statistics that a training pass renewed. Shapes: x [B, ...], mask [B]."""
         inner = {name: value for name, value in parameters.items() if not name.startswith("tail.")}
         return call_module(self.module, self._norms, inner, x, training=training, mask=mask)
+
+    def call_front(
+        self, parameters: Tree, x: Tensor, *, training: bool, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tree]:
+        """Gives what a device sends, h [B, H], and the statistics that a training pass renewed."""
+        if self.front is self.module:
+            return self.call(parameters, x, training=training, mask=mask)
+        held = {name for name, _ in [*self.front.named_parameters(), *self.front.named_buffers()]}
+        inner = {name: value for name, value in parameters.items() if name in held}
+        return call_module(self.front, norms_of(self.front), inner, x, training=training, mask=mask)
 
     def call_tail(self, parameters: Tree, z: Tensor) -> Tensor:
         """Gives the tail's logits of what the server sent. Shapes: [B, Z] -> [B, C]."""

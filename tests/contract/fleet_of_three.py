@@ -92,6 +92,7 @@ def setting(scheme: Scheme, *, own_test: bool = False, **changes: object) -> tup
         "whole": lambda: Program(whole, shape),
         "front": lambda: Program(front, shape),
         "u": lambda: Program(front, shape, tail=tail),
+        "local": lambda: Program(whole, shape, front=front),
     }[scheme.part]()
     large = {"none": None, "teacher": teacher, "rear": middle if scheme.part == "u" else behind}[scheme.large]
     public = Examples(population.x[:50] + 0.1, population.y[:50])

@@ -39,6 +39,8 @@ STYLES: dict[str, Style] = {
     "federated_split_v1": Style("#8E3FA8", "s", (4, 1.5)),
     "federated_split_v3": Style("#A64D79", "^", (5, 1.5, 1, 1.5)),
     "group_split": Style("#55782F", "s", (3, 1, 1, 1)),
+    "cse_fsl": Style("#2F6F9F", "^", (1.5, 1.5)),
+    "fedgkt": Style("#B5651D", "D", (4, 1.5)),
     "federated_meta": Style("#84842B", "s", (5, 1.5, 1, 1.5)),
     "federated_foundation": Style("#2A8F88", "^", (2, 1.5)),
 }

@@ -45,6 +45,7 @@ class Chunk:
         self.devices, self.rows, self.key = devices, rows, key
         self.shared, self.each = fleet.parameters(message, devices)
         self.counts = [float(len(r)) for r in rows]
+        self._call = self.program.call_front if message.op == Op.FORWARD else self.program.call
 
     def run(self) -> Replies:
         return {
@@ -156,7 +157,7 @@ class Chunk:
             def pulled(
                 weights: Tree, others: Tree, shared: Tree, x: Tensor, g: Tensor, mask: Tensor
             ) -> tuple[Tensor, Tree]:
-                h, updated = self.program.call({**shared, **others, **weights}, x, training=True, mask=mask)
+                h, updated = self.program.call_front({**shared, **others, **weights}, x, training=True, mask=mask)
                 keep = mask.reshape(-1, *[1] * (h.dim() - 1))
                 return (h * g * keep).sum(), updated
 
@@ -264,7 +265,7 @@ class Chunk:
         x = self.population.x[places[0]] if same else self.population.x[places]
 
         def one(each: Tree, shared: Tree, x: Tensor, mask: Tensor) -> Tensor:
-            return self.program.call({**shared, **each}, x, training=training, mask=mask)[0]
+            return self._call({**shared, **each}, x, training=training, mask=mask)[0]
 
         each = self.each or {name: self._stacked(name) for name in self.program.initial}
         with torch.no_grad():
@@ -283,7 +284,7 @@ class Chunk:
 
     @torch.no_grad()
     def _apply(self, parameters: Tree, x: Tensor) -> Tensor:
-        return self.program.call(parameters, x, training=False)[0]
+        return self._call(parameters, x, training=False)[0]
 
     def _plan(self, place: int) -> list[Indices]:
         device = self.devices[place]

@@ -96,8 +96,9 @@ class OverLink:
         alike = Group(fleet.devices, fleet.test_devices, program, board, radio)
         self._group = {d: group for group in (alike, *groups) for d in (*group.devices, *group.tests)}
         self._layers = {
-            id(group.program): count.layers(group.program.module, group.program.input_shape)
+            id(part): count.layers(part, group.program.input_shape)
             for group in self._group.values()
+            for part in (group.program.module, group.program.front)
         }
         self._turn = (-1, 0)  # the round, and the exchanges made in it
 
@@ -225,7 +226,7 @@ class OverLink:
 
     def _compute(self, message: Message, program: Program, replies: Replies) -> float:
         """Charges the boards' energy to the devices; gives the time of the slowest."""
-        layers = self._layers[id(program)]
+        layers = self._layers[id(program.front if message.op in (Op.FORWARD, Op.BACKWARD) else program.module)]
         trained = program.names(str(message.settings.get("train", "front" if message.op == Op.BACKWARD else "none")))
         is_tail = "z" in message.each and program.tail is not None
         if is_tail and program.tail is not None:

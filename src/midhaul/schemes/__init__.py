@@ -7,7 +7,9 @@ from midhaul.schemes.baseline import LOCAL, POOLED
 from midhaul.schemes.federated import FEDADAM, FEDAVG, FEDPROX
 from midhaul.schemes.federated_split import FEDERATED_SPLIT, FEDERATED_SPLIT_V1, FEDERATED_SPLIT_V3
 from midhaul.schemes.federated_transfer import FEDERATED_TRANSFER, FEDPER, FEDREP
+from midhaul.schemes.group_knowledge import FEDGKT
 from midhaul.schemes.group_split import GROUP_SPLIT
+from midhaul.schemes.local_loss_split import CSE_FSL
 from midhaul.schemes.split import SPLIT, SPLIT_U
 from midhaul.schemes.transfer import TRANSFER
 
@@ -29,5 +31,7 @@ SCHEMES: dict[str, Scheme] = {
         FEDERATED_SPLIT_V1,
         FEDERATED_SPLIT_V3,
         GROUP_SPLIT,
+        CSE_FSL,
+        FEDGKT,
     )
 }

@@ -10,22 +10,14 @@ leave the device; its examples don't.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from midhaul import rng, tree
 from midhaul.fleet import Fleet
-from midhaul.halves import Half, mean_half, side_by_side, work
-from midhaul.kit import Kit, Scheme, evaluate_halves, init_halves, load_all
+from midhaul.halves import Half, init_personal, mean_half, side_by_side, work
+from midhaul.kit import Kit, Scheme, evaluate_halves, init_halves
 from midhaul.message import Kind, Message, Op
 from midhaul.server import Server
-
-
-def init_personal(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
-    """Every device is given the same first half, once, and the server keeps none of it."""
-    server = init_halves(fleet, kit, key)
-    load_all(fleet, server.tree, key)
-    return replace(server, tree={})
 
 
 def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, copies: bool) -> tuple[Server, dict[str, float]]:
