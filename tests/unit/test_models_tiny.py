@@ -35,6 +35,8 @@ def test_every_model_gives_a_row_of_outputs_for_each_rank_it_takes(name: str, ra
 def test_sizes_of_published_models() -> None:
     # Those of MLPerf Tiny are in test_models_count.py: theirs are counted without batch norm.
     assert parameters("mlp2nn", (784,), 10) == 199_210  # McMahan et al. 2017, section 3
+    # LeCun et al. 1998, section II-B, with all maps connected and nothing trained in the pools.
+    assert parameters("lenet5", (1, 28, 28), 10) == 156 + (6 * 25 * 16 + 16) + 48_120 + 10_164 + 850
     assert parameters("cnn", (1, 28, 28), 10, channels=[32, 64], hidden=[512]) == 1_663_370  # the same
     # Lawhern et al. 2018, table 2, for 64 channels, 128 samples and 2 classes: with F1 filters, D = 2 and F2 = 2 F1,
     # 64 F1 + 2 F1 + 64 D F1 + 2 D F1 + 16 D F1 + F2 D F1 + 2 F2 + 2 (F2 4 + 1).
