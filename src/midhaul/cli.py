@@ -18,6 +18,7 @@ from midhaul import data as datasets
 from midhaul.config import Config
 from midhaul.devices import profiles
 from midhaul.errors import ConfigError, MidhaulError
+from midhaul.inference import cascade
 from midhaul.link import radio
 from midhaul.models import large, tiny
 from midhaul.schemes import SCHEMES
@@ -99,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     flash.add_argument("--port", default="", help="semihosting, uart or nrf52840; the board's own if not given")
     flash.add_argument("--keys", type=Path, default=None, help="a file of keys; a new key is added to it")
     flash.add_argument("--address", default="", metavar="serial:DEVICE", help="where the device will be reached")
+    together = command("cascade", _cascade, "Let a run's tiny model answer when it is sure, else its large one.")
+    together.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that has ended")
+    together.add_argument("--target", default="", metavar="accuracy=0.95", help="or accuracy=large-0.005, the default")
+    together.add_argument("--budget", default="", metavar="bytes=200", help="or joules=, seconds=: means a query")
+    together.add_argument(
+        "--set", action="append", default=[], metavar="inference.A=B", help="a setting of [inference] (docs/config.md)"
+    )
     files = command("data", _data, "List the data sets, or check their files.")
     files.add_argument("what", choices=("list", "check"))
     files.add_argument("names", nargs="*", help="data sets to check; all if none is named")
@@ -228,6 +236,19 @@ def _firmware(chosen: argparse.Namespace) -> None:
     if made.key_is_new:
         print(f"a new key for {chosen.address} is in {chosen.keys}; name that file in run.keys")
     print(f"written to {made.path}")
+
+
+def _cascade(chosen: argparse.Namespace) -> None:
+    found = cascade.cascade(chosen.run, cascade.goal(chosen.target, chosen.budget), chosen.set)
+    page = report.write([chosen.run], chosen.run / "report.html")
+    if chosen.json:
+        print(json.dumps(found.to_table(), indent=2))
+        return
+    print(textwrap.fill(found.heading, 80))
+    print(_table(found.columns, found.lines))
+    for line in (found.verdict, *found.notes):
+        print(textwrap.fill(line, 80))
+    print(f"\nreport: {page}")
 
 
 def _data(chosen: argparse.Namespace) -> None:

@@ -209,6 +209,33 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class InferenceConfig:
+    """[inference]: how the two answer together after the run (`midhaul cascade`); nothing of it changes the run."""
+
+    gate: str = option(
+        "best",
+        "what a model is sure by; best: what costs least on the calibration rows",
+        choices=("best", "probability", "entropy", "margin", "learned"),
+    )
+    send: str = option(
+        "x",
+        "what goes up where the device isn't sure: the raw input, or features at a cut of the large model (a split "
+        "run's own cut); none: no large model is asked",
+        choices=("x", "h", "none"),
+    )
+    cut: str = option("", "the large model's layer whose output is sent; empty: its first cut point")
+    answer: str = option("label", "what the server sends back", choices=("label", "logits"))
+    exit: str = option("", "the tiny model's layer behind which it may answer early; empty: none")
+    calibrate: float = option(
+        0.5,
+        "share of the held-out rows (devices, where they are new ones) to choose thresholds on",
+        above=0.0,
+        high=0.9,
+    )
+    server_gmacs: float = option(100.0, "how fast the server is: billions of MACs a second", above=0.0)
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a run is told."""
 
@@ -219,6 +246,7 @@ class Config:
     scheme: SchemeConfig = field(default_factory=SchemeConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def replace(self, **changes: Any) -> Config:

@@ -19,7 +19,7 @@ LAYERS = (
     {"halves"},
     {"schemes", "runtime", "variants"},
     {"plant"},
-    {"train", "plan", "export", "report", "size", "provision"},
+    {"train", "plan", "export", "report", "size", "provision", "inference"},
     {"apps"},
     {"cli"},
 )
