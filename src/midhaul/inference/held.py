@@ -170,8 +170,8 @@ def _restore(plant: Plant, server: Server, kept: Tree, folder: Path) -> None:
     wrong += [name for name in initial if known and name not in known]
     if wrong:
         raise CheckpointError(
-            f"what {folder} holds of {wrong[0]} isn't what the model of its config.toml has; a run of a module of one's "
-            "own is to be given that module again"
+            f"what {folder} holds of {wrong[0]} isn't what the model of its config.toml has; a run of a module of "
+            "one's own is to be given that module again"
         )
     if server.tree:
         everyone = tuple(sorted({*fleet.devices, *fleet.test_devices}))
