@@ -127,8 +127,8 @@ def stages(loss: float = 0.0, answer: str = "label", retries: int = 0) -> list[S
     link = Link(BLE, loss, retries, 7, 1e6)
     devices, x = np.array([0, 0, 1, 1]), torch.arange(8.0).reshape(4, 2)
     return [
-        on_device("tiny", first, 1000, BOARD),
-        on_server("large", "x", x, devices, lambda rows: second[(rows[:, 0] / 2).long()], 500, link,
+        on_device(first, 1000, BOARD),
+        on_server("x", x, devices, lambda rows: second[(rows[:, 0] / 2).long()], 500, link,
                   answer=answer, macs=100, board=BOARD),
     ]  # fmt: skip
 
@@ -425,3 +425,15 @@ def test_what_is_set_for_inference_changes_no_run(tmp_path: Path) -> None:
     assert sums[0] == sums[1]
     assert settings.to_table(other)["inference"]["gate"] == "margin"
     assert dataclasses.replace(other, inference=one.inference) == one
+
+
+def test_each_device_pays_what_its_own_board_and_radio_cost(tmp_path: Path) -> None:
+    made = _Made(hear(run(tmp_path / "run", "federated_transfer", fleet_board="stm32l4,nrf5340")))
+    tiny, heard = made.stages[0], made.heard
+    for group in heard.plant.kit.groups:
+        own = np.isin(heard.device, group.devices)
+        assert own.any()
+        macs = 64 * 6 + 6 * 10
+        assert tiny.joules[own] == pytest.approx(np.full(own.sum(), group.board.joules(macs)))
+    assert len(np.unique(tiny.joules)) == 2
+    assert torch.equal(tiny.logits, heard.said)

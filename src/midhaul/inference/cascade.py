@@ -26,10 +26,23 @@ from torch import Tensor, nn
 from midhaul import __version__, budget, checkpoint
 from midhaul.data import Dataset
 from midhaul.errors import BudgetError, ConfigError, SliceError, nearest
+from midhaul.fleet import Group
 from midhaul.inference import exits, gate
 from midhaul.inference.gate import GATES, Floats
 from midhaul.inference.held import Heard, hear
-from midhaul.inference.stages import Ints, Link, Point, Stage, candidates, on_device, on_server, point, serve, sweep
+from midhaul.inference.stages import (
+    Ints,
+    Link,
+    Point,
+    Stage,
+    candidates,
+    joined,
+    on_device,
+    on_server,
+    point,
+    serve,
+    sweep,
+)
 from midhaul.message import Op
 from midhaul.models import count, slices
 from midhaul.server import predict
@@ -187,10 +200,6 @@ class _Made:
         self.heard, self.plant = heard, heard.plant
         self.config = heard.plant.config.inference
         self.notes: list[str] = []
-        link = self.plant.config.link
-        loss = self.plant.radio.loss if link.loss < 0 else link.loss
-        speed = 1e9 * self.config.server_gmacs
-        self.link = Link(self.plant.radio, loss, link.retries, self.plant.config.run.seed, speed)
         self.is_split = self.plant.scheme.part == "front"
         self.sends = "h" if self.is_split and self.config.send == "x" else self.config.send
         self.alone: list[tuple[str, list[Stage]]] = []
@@ -203,8 +212,7 @@ class _Made:
     def _tiny(self) -> list[Stage]:
         """Gives the tiny model's stages: an early exit if there is one, and the whole."""
         heard, program = self.heard, self.plant.kit.program
-        macs = _macs(program.module, program.input_shape)
-        whole = on_device("tiny", heard.said, macs, self.plant.board)
+        whole = self._own(heard.said, lambda group: _macs(group.program.module, program.input_shape))
         self.alone.append(("tiny alone", [whole]))
         if not self.config.exit:
             return [whole]
@@ -218,11 +226,10 @@ class _Made:
             rows = torch.from_numpy(heard.device == device)
             if bool(rows.any()):
                 logits[rows] = predict(module, tree, predict(front, exits.own(front, own), heard.x[rows]))
-        before = _macs(front, program.input_shape)
-        first = on_device("exit", logits, before + exits.macs(module, public), self.plant.board)
-        rest = on_device("tiny", heard.said, macs - before, self.plant.board)
+        macs, before = _macs(program.module, program.input_shape), _macs(front, program.input_shape)
+        first = self._own(logits, lambda group: before + exits.macs(module, public))
         self.alone.append(("exit alone", [first]))
-        return [first, rest]
+        return [first, self._own(heard.said, lambda group: macs - before)]
 
     def _split_exit(self) -> list[Stage]:
         """Gives the device half's stage: an exit at the cut, learned on public data."""
@@ -232,7 +239,7 @@ class _Made:
         public = predict(program.module, exits.own(program.module, heard.server.tree), self.plant.kit.public.x)
         module, tree = exits.learn(public, self.plant.kit)
         macs = _macs(program.module, program.input_shape) + exits.macs(module, public)
-        first = on_device("exit", predict(module, tree, heard.said), macs, self.plant.board)
+        first = self._own(predict(module, tree, heard.said), lambda group: macs)
         self.alone.append(("exit alone", [first]))
         return [first]
 
@@ -246,12 +253,10 @@ class _Made:
             )
         if self.is_split:
             before = _macs(kit.program.module, kit.program.input_shape)
-            behind = self._server("h", heard.said, kit.large, heard.server.large, 0)
-            self.alone.append(
-                ("large alone, h", [self._server("h", heard.said, kit.large, heard.server.large, before)])
-            )
-            return behind
-        whole = self._server("x", heard.x, kit.large, heard.server.large, 0)
+            rear, tree = kit.large, heard.server.large
+            self.alone.append(("large alone, h", [self._asked("h", heard.said, rear, tree, before)]))
+            return self._asked("h", heard.said, rear, tree, 0)
+        whole = self._asked("x", heard.x, kit.large, heard.server.large, 0)
         self.alone.append(("large alone, x", [whole]))
         try:
             behind, by_itself = self._behind_cut(kit.large)
@@ -265,40 +270,68 @@ class _Made:
 
     def _behind_cut(self, large: nn.Module) -> tuple[Stage, Stage]:
         """Gives the large model behind its cut: as the tiny model's next stage, and by itself."""
-        plant, kit, tree = self.plant, self.plant.kit, self.heard.server.large
-        shape, shares = kit.program.input_shape, kit.body_is_cut
+        kit, tree = self.plant.kit, self.heard.server.large
+        shape = kit.program.input_shape
         points = slices.cut_points(large, shape)
-        layer = self.config.cut or (kit.cfg.body_cut if shares else points[0].name if points else "")
+        layer = self.config.cut or (kit.cfg.body_cut if kit.body_is_cut else points[0].name if points else "")
         front, rear = slices.cut(large, layer, shape)
-        mine = exits.own(front, tree)
-        # A tiny model whose body is this very front has these features already.
-        shares = shares and all(
-            f"body.{name}" in self.heard.server.tree and torch.equal(self.heard.server.tree[f"body.{name}"], value)
-            for name, value in mine.items()
-        )
-        if not shares:
-            enforce = plant.config.fleet.check
-            need = budget.require(
-                large, shape, plant.board, Op.FORWARD, model=plant.large_name, cut=layer, enforce=enforce
-            )
-            both = plant.need.flash_bytes + need.flash_bytes
-            if enforce and both > plant.board.flash_bytes:
-                raise BudgetError(
-                    f"the tiny model and the large one up to {layer!r} need {both:,} B of flash on {plant.board.name}, "
-                    f"which has {plant.board.flash_bytes:,} B; cut it earlier or send x"
-                )
-        h = predict(front, mine, self.heard.x)
-        macs = _macs(front, shape)
-        own = exits.own(rear, tree)
-        return self._server("h", h, rear, own, 0 if shares else macs), self._server("h", h, rear, own, macs)
+        mine, behind = exits.own(front, tree), exits.own(rear, tree)
+        has_them = self._is_body(mine)
+        if not has_them:
+            self._fits(large, layer)
+        h, macs = predict(front, mine, self.heard.x), _macs(front, shape)
+        return self._asked("h", h, rear, behind, 0 if has_them else macs), self._asked("h", h, rear, behind, macs)
 
-    def _server(self, kind: str, rows: Tensor, module: nn.Module, tree: Tree, macs: int) -> Stage:
-        model: Callable[[Tensor], Tensor] = partial(predict, module, tree)
-        server_macs = _macs(module, tuple(rows.shape[1:]))
-        board, answer = self.plant.board, self.config.answer
-        return on_server(
-            "large", kind, rows, self.heard.device, model, server_macs, self.link, answer=answer, macs=macs, board=board
+    def _is_body(self, front: Tree) -> bool:
+        """Tells whether the tiny model's body is this very front, so that it has these features already."""
+        shared = self.heard.server.tree
+        return self.plant.kit.body_is_cut and all(
+            f"body.{name}" in shared and torch.equal(shared[f"body.{name}"], value) for name, value in front.items()
         )
+
+    def _fits(self, large: nn.Module, layer: str) -> None:
+        """Refuses a front of the large model for which some board has no room beside the tiny model."""
+        plant, enforce = self.plant, self.plant.config.fleet.check
+        for group, need in zip(plant.kit.groups, plant.needs, strict=True):
+            shape, board = group.program.input_shape, group.board
+            more = budget.require(
+                large, shape, board, Op.FORWARD, model=plant.large_name, cut=layer, enforce=enforce
+            ).flash_bytes
+            if enforce and need.flash_bytes + more > board.flash_bytes:
+                raise BudgetError(
+                    f"the tiny model and the large one up to {layer!r} need {need.flash_bytes + more:,} B of flash on "
+                    f"{board.name}, which has {board.flash_bytes:,} B; cut it earlier or send x"
+                )
+
+    def _own(self, logits: Tensor, macs: Callable[[Group], int]) -> Stage:
+        """Gives a stage that each device computes on its own board."""
+        return joined([
+            (where, on_device(logits[torch.from_numpy(where)], macs(group), group.board))
+            for group, where in self._groups()
+        ])  # fmt: skip
+
+    def _asked(self, kind: str, rows: Tensor, module: nn.Module, tree: Tree, macs: int) -> Stage:
+        """Gives a stage behind each device's own radio."""
+        model, served = partial(predict, module, tree), _macs(module, tuple(rows.shape[1:]))
+        link, device, answer = self.plant.config.link, self.heard.device, self.config.answer
+        parts = []
+        for group, where in self._groups():
+            loss = group.radio.loss if link.loss < 0 else link.loss
+            between = Link(group.radio, loss, link.retries, self.plant.config.run.seed, 1e9 * self.config.server_gmacs)
+            some = rows[torch.from_numpy(where)]
+            stage = on_server(
+                kind, some, device[where], model, served, between, answer=answer, macs=macs, board=group.board
+            )
+            parts.append((where, stage))
+        return joined(parts)
+
+    def _groups(self) -> list[tuple[Group, Ints]]:
+        """Gives the groups of devices that have queries, and which these are."""
+        each = [
+            (group, np.flatnonzero(np.isin(self.heard.device, [*group.devices, *group.tests])))
+            for group in self.plant.kit.groups
+        ]
+        return [(group, where) for group, where in each if len(where)]
 
 
 def _choose(made: _Made, wanted: Goal) -> Cascade:
@@ -391,8 +424,8 @@ def _about(made: _Made, calibrate: Ints, test: Ints) -> dict[str, Any]:
         "scheme": plant.scheme.name,
         "data": plant.dataset.name,
         "seed": plant.config.run.seed,
-        "board": plant.board.name,
-        "radio": plant.radio.name,
+        "board": ", ".join(dict.fromkeys(group.board.name for group in plant.kit.groups)),
+        "radio": ", ".join(dict.fromkeys(group.radio.name for group in plant.kit.groups)),
         "send": made.sends,
         "answer": config.answer,
         "exit": config.exit,

@@ -19,13 +19,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from midhaul import checkpoint, rng
 from midhaul import config as settings
 from midhaul import plant as plants
-from midhaul import rng
 from midhaul.config import Config
 from midhaul.data import Dataset
 from midhaul.errors import CheckpointError, ConfigError, DataError
-from midhaul.fleet import Fleet
+from midhaul.fleet import Fleet, Part
 from midhaul.inference.gate import Bools
 from midhaul.inference.stages import Ints
 from midhaul.message import Message, Op, Replies
@@ -79,6 +79,9 @@ def hear(
     _restore(plant, server, _saved(folder, "devices"), folder)
     ear = _Ear(plant.engine, wants_trees=bool(config.inference.exit) and plant.scheme.part == "whole")
     plant.scheme.evaluate(server, ear, plant.kit, rng.Key(config.run.seed, config.run.rounds, rng.SERVER, 0))
+    kinds = len({id(group.program) for group in plant.kit.groups})
+    if kinds > 1 and (plant.scheme.part == "front" or config.inference.exit):
+        raise ConfigError(f"devices of this run hold {kinds} unlike models, for which cuts and exits aren't built here")
     if not ear.heard:
         raise ConfigError(f"in {plant.scheme.name} devices hold no model that answers; run another scheme")
     parts = [(device, reply.tree) for said in ear.heard for device, reply in said]
@@ -138,6 +141,9 @@ class _Ear:
             self.heard.append(replies)
         return replies
 
+    def exchange_parts(self, parts: Sequence[Part], *, key: rng.Key) -> list[Replies]:
+        return [self.exchange(message, key=key, devices=devices) for message, devices in parts]
+
 
 def _saved(folder: Path, name: str) -> Tree:
     """Gives the tensors of a file of a run's model; none where it wasn't written."""
@@ -154,9 +160,15 @@ def _saved(folder: Path, name: str) -> Tree:
 def _restore(plant: Plant, server: Server, kept: Tree, folder: Path) -> None:
     """Gives the devices what they held at the end: the shared tensors, and what was each one's own."""
     initial, fleet = plant.kit.program.initial, plant.engine
+    if len({id(group.program) for group in plant.kit.groups}) > 1:
+        found = checkpoint.load(folder / "checkpoint", lambda line: None)
+        if found is None:
+            raise CheckpointError(f"{folder} has no checkpoint, which tells what its unlike devices hold; run it anew")
+        plant.engine.restore(found.devices)
+        return
     wrong = [n for n, v in server.tree.items() if n not in initial or initial[n].shape != v.shape]
     own: dict[int, Tree] = {}
-    for path, value in kept.items():
+    for path, value in sorted(kept.items()):  # own/NAME, of all devices; then tree/DEVICE/NAME, which is that one's
         part, _, rest = path.partition("/")
         if part == "own":
             own.update({d: {**own.get(d, {}), rest: value[d]} for d in fleet.devices if d < len(value)})

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ from midhaul.link.radio import Radio
 from midhaul.message import Op
 
 Ints = npt.NDArray[np.int64]
+_SPENT = ("macs", "up_bytes", "down_bytes", "seconds", "joules", "arrived")
 NOBODY = -1  # the answer to a query that was lost before any stage answered it
 _AFTER_TRAINING = 0xFFFFFFFF  # the round of draws that no round of a run makes
 _MOST_THRESHOLDS = {1: 200, 2: 33}  # of each stage, by how many stages have one
@@ -55,12 +56,11 @@ class Link:
 class Stage:
     """One model that may answer: what it says of each query, and what a query that comes to it spends there.
 
-    Shapes: logits [N, C]; up_bytes, down_bytes, seconds, joules, arrived [N]. Joules are the device's.
+    Shapes: logits [N, C]; the others [N]. MACs and joules are the device's.
     """
 
-    name: str
     logits: Tensor
-    macs: int  # of the device, for one query
+    macs: Ints
     up_bytes: Ints
     down_bytes: Ints
     seconds: Floats
@@ -69,22 +69,26 @@ class Stage:
 
     def at(self, queries: Ints) -> Stage:
         """Gives the stage for some of the queries."""
-        picked = {
-            name: getattr(self, name)[queries] for name in ("up_bytes", "down_bytes", "seconds", "joules", "arrived")
-        }
-        return replace(self, logits=self.logits[torch.from_numpy(queries)], **picked)
+        picked = {name: getattr(self, name)[queries] for name in _SPENT}
+        return Stage(self.logits[torch.from_numpy(queries)], **picked)
 
 
-def on_device(name: str, logits: Tensor, macs: int, board: Board) -> Stage:
+def joined(parts: Sequence[tuple[Ints, Stage]]) -> Stage:
+    """Gives one stage from stages of some queries each, and which these are: devices of unlike boards, say."""
+    queries = np.concatenate([where for where, _ in parts])
+    whole = {name: np.concatenate([getattr(stage, name) for _, stage in parts]) for name in _SPENT}
+    return Stage(torch.cat([stage.logits for _, stage in parts]), **whole).at(np.argsort(queries))
+
+
+def on_device(logits: Tensor, macs: int, board: Board) -> Stage:
     """Gives a stage that the device computes itself with so many more MACs."""
     num, work = len(logits), budget.work(board, macs)
     nothing = np.zeros(num, np.int64)
     spent = np.full(num, work.seconds), np.full(num, work.joules)
-    return Stage(name, logits, macs, nothing, nothing, *spent, np.ones(num, np.bool_))
+    return Stage(logits, np.full(num, macs, np.int64), nothing, nothing, *spent, np.ones(num, np.bool_))
 
 
 def on_server(
-    name: str,
     kind: str,
     rows: Tensor,
     devices: Ints,
@@ -119,9 +123,8 @@ def on_server(
     served = np.where(up.arrived, server_macs / link.server_macs_per_s, 0.0)
     work = budget.work(board, macs)
     return Stage(
-        name,
         logits,
-        macs,
+        np.full(len(devices), macs, np.int64),
         up.bytes,
         down.bytes,
         work.seconds + up.seconds + served + down.seconds,
