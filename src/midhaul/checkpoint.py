@@ -11,13 +11,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 
 from midhaul import tree
 from midhaul.errors import CheckpointError
@@ -30,12 +29,13 @@ _CONSTANT = "constant.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after a round: the server, what the devices remember, and the run's own scalars."""
+    """The state of a run after a round: the server, what the devices and the link remember, and the run's scalars."""
 
     round: int
     server: Server
     devices: Tree
     scalars: dict[str, Any]
+    link: Tree = field(default_factory=dict)
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -46,6 +46,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     whole |= {f"large|{name}": value for name, value in server.large.items()}
     whole |= {f"state|{part}|{name}": value for part, values in server.state.items() for name, value in values.items()}
     whole |= {f"devices|{name}": value for name, value in checkpoint.devices.items()}
+    whole |= {f"link|{name}": value for name, value in checkpoint.link.items()}
     constant = folder / _CONSTANT
     if server.constant and not constant.exists():
         write(constant, to_bytes(server.constant))
@@ -131,17 +132,17 @@ def _load(folder: Path, number: int) -> Checkpoint:
         raise CheckpointError(
             f"the checkpoint of round {number} is damaged (its list of tensors is not what was written)"
         )
-    server, devices = Server({}), dict[str, torch.Tensor]()
+    server, devices, link = Server({}), Tree(), Tree()
     for path in order:
         part, _, rest = path.partition("|")
         if part == "state":
             kind, _, rest = rest.partition("|")
             server.state.setdefault(kind, {})[rest] = whole[path]
         else:
-            {"tree": server.tree, "large": server.large, "devices": devices}[part][rest] = whole[path]
+            {"tree": server.tree, "large": server.large, "devices": devices, "link": link}[part][rest] = whole[path]
     if constant_digest:
         server.constant.update(_constant(folder, constant_digest))
-    return Checkpoint(number, server, devices, scalars)
+    return Checkpoint(number, server, devices, scalars, link)
 
 
 def _constant(folder: Path, digest: str) -> Tree:

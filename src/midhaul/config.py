@@ -175,6 +175,18 @@ class LinkConfig:
     radio: str = option("auto", "a radio (`midhaul boards --radios`); auto: the board's own")
     loss: float = option(-1.0, "share of frames lost; -1: the radio's own figure", low=-1.0, high=0.999)
     retries: int = option(3, "how often a lost frame is sent again before the device counts as absent", low=0, high=100)
+    activations: str = option(
+        "none",
+        "split schemes: how activations are coded: none, 32bit, 8bit, 4bit, 2bit, topk:SHARE, qsgd:LEVELS, "
+        "fedlite:SUBVECTORS,CENTROIDS,GROUPS",
+    )
+    gradients: str = option("none", "split schemes: how gradients at the cut are coded, in the same words")
+    error_feedback: bool = option(
+        True, "the sender of a coded gradient adds what coding took from the same row's gradient when it was last sent"
+    )
+    correction: float = option(
+        0.0, "the device adds this times what coding took from its activations to their gradient (FedLite)", low=0.0
+    )
 
 
 @dataclass(frozen=True)

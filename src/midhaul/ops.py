@@ -62,6 +62,15 @@ def batches(key: rng.Key, num_rows: int, settings: Mapping[str, Any]) -> Iterato
         begin, epoch = 0, epoch + 1
 
 
+def step_rows(settings: Mapping[str, Any], num_rows: int, key: rng.Key) -> Indices:
+    """Gives the rows of FORWARD on training rows: all, or a step's part of an order that each epoch draws anew."""
+    size = int(settings.get("batch", 0))
+    if not size:
+        return np.arange(num_rows, dtype=np.int64)
+    first = size * int(settings.get("step", 0))
+    return rng.permutation(key.at(int(settings.get("epoch", 0))), num_rows)[first : first + size]
+
+
 def sgd_step(
     weight: Tensor, gradient: Tensor, velocity: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor | None]:
@@ -135,10 +144,7 @@ def _forward(program: Program, state: State, message: Message, key: rng.Key) -> 
     settings = message.settings
     source = str(settings.get("rows", "train"))
     data = state.data.named(source)
-    rows = np.arange(len(data), dtype=np.int64)
-    if source == "train" and int(settings.get("batch", 0)):
-        size, first = int(settings["batch"]), int(settings["batch"]) * int(settings.get("step", 0))
-        rows = rng.permutation(key.at(int(settings.get("epoch", 0))), len(data))[first : first + size]
+    rows = step_rows(settings, len(data), key) if source == "train" else np.arange(len(data), dtype=np.int64)
     picked = data.at(rows)
     h, _ = program.call_front(_parameters(program, state, message), picked.x, training=source == "train")
     answer: Tree = {"h": h.detach()}

@@ -35,6 +35,7 @@ from midhaul.models.prepare import Prepared, prepare
 from midhaul.program import Examples, Indices, Population, Program
 from midhaul.runtime import firmware
 from midhaul.runtime.blobs import DeviceBlobs
+from midhaul.runtime.coding import Coding, plan_coding
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.groups import Groups
 from midhaul.runtime.loop import Loop
@@ -68,6 +69,7 @@ class Plant:
     notes: tuple[str, ...]
     tiny_name: str
     large_name: str
+    coding: Coding
 
 
 def find_scheme(name: str) -> Scheme:
@@ -143,7 +145,8 @@ def build(
         notes.append(f"fleet.stragglers has no effect on {chosen.name}: all its devices do all epochs")
     if len(groups) > 1:
         notes += [_about(group, need) for group, need in zip(groups, needs, strict=True)]
-    return Plant(config, chosen, data, federation, kit, engine, board, radio, need, needs, tuple(notes), *names)
+    coding = plan_coding(config, chosen, [group.program for group in groups])
+    return Plant(config, chosen, data, federation, kit, engine, board, radio, need, needs, tuple(notes), *names, coding)
 
 
 def _resolved(config: Config, data: Dataset) -> Config:

@@ -41,6 +41,7 @@ class Use(IntEnum):
     NOISE = 10
     SYNTHETIC = 11
     PUBLIC = 12
+    CODE = 13
 
 
 class Key(NamedTuple):

@@ -21,9 +21,10 @@ from midhaul.data import Dataset
 from midhaul.errors import CheckpointError, ConfigError, DataError, MidhaulError
 from midhaul.fleet import Group
 from midhaul.kit import Scheme
-from midhaul.message import Replies
+from midhaul.message import Kind, Replies
 from midhaul.models import count
 from midhaul.plant import Plant, build
+from midhaul.runtime.coding import AsDelivered
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.over_link import Ledger, OverLink
 from midhaul.server import Progress, Server
@@ -96,7 +97,10 @@ class _Run:
             retries=config.link.retries,
             ledger=self.ledger,
             groups=plant.kit.groups,
+            coding=plant.coding,
         )
+        coder = plant.coding.coders[Kind.ACTIVATIONS]
+        self.tested = AsDelivered(plant.engine, coder, config.scheme.batch) if coder else plant.engine
         self.wall_s, self.train_s = 0.0, 0.0
         self.scores: Summary = {}
         self.start: Summary = {}  # the accuracies before the first round, where the scheme tests its large model
@@ -141,13 +145,13 @@ class _Run:
         return rng.Key(self.plant.config.run.seed, number, rng.SERVER, 0)
 
     def _evaluate(self, server: Server, number: int) -> Summary:
-        """Tests, over no link: measuring is not part of what a deployment sends."""
+        """Tests, over no link: measuring is not part of what a deployment sends. Coded activations are tested coded."""
         plant, key = self.plant, self._key(number)
-        self.scores = _scores(plant.scheme.evaluate(server, plant.engine, plant.kit, key), plant)
+        self.scores = _scores(plant.scheme.evaluate(server, self.tested, plant.kit, key), plant)
         self.scores["large_accuracy"] = None
         if plant.scheme.evaluate_large is not None:
             # A board is not asked for its test rows: the simulation has them.
-            fleet = plant.engine.simulated if isinstance(plant.engine, Firmware) else plant.engine
+            fleet = plant.engine.simulated if isinstance(plant.engine, Firmware) else self.tested
             tested = plant.scheme.evaluate_large(server, fleet, plant.kit, key)
             self.scores["large_accuracy"] = float(tested.metrics["correct"].sum() / tested.metrics["rows"].sum())
         return self.scores
@@ -174,6 +178,7 @@ class _Run:
         except (KeyError, TypeError, ValueError):
             raise CheckpointError("the checkpoint lacks a part that this version needs; start the run anew") from None
         self.plant.engine.restore(found.devices)
+        self.plant.coding.restore(found.link)
         metrics = self.out / "metrics.jsonl"
         kept_lines = metrics.read_bytes()[:size] if metrics.exists() else b""
         if len(kept_lines) != size:
@@ -196,7 +201,7 @@ class _Run:
         devices = self.plant.engine.dump()
         if self.firmware is not None:
             scalars["device_events"] = self.firmware.events
-        checkpoint.save(self.out / "checkpoint", Checkpoint(number, server, devices, scalars))
+        checkpoint.save(self.out / "checkpoint", Checkpoint(number, server, devices, scalars, self.plant.coding.dump()))
 
     def _line(self, number: int, scores: Summary | None, metrics: dict[str, float]) -> None:
         ledger = self.ledger

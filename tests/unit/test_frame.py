@@ -12,8 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from midhaul import rng
 from midhaul.errors import FrameError
+from midhaul.link import compress
 from midhaul.link import frame as wire
+from midhaul.link.compress import Coded
 from midhaul.link.frame import Frame, bytes_by_kind, num_bytes, overhead, pack, unpack
 from midhaul.message import SETTINGS, Kind, Op, Settings
 
@@ -167,7 +170,10 @@ BAD_BODIES = {
     "goes 9 bytes past the end": header(1) + bytes([0, 2, 9, 0]),
     "tensor of unknown id": header(0, 1) + tensor("other", 0, (1,), b"\0\0\0\0"),
     "tensor fc.weight twice": header(0, 2) + 2 * GOOD,
-    "dtype 8": header(0, 1) + tensor("fc.weight", 8, (1,), b"\0\0\0\0"),
+    "dtype 9": header(0, 1) + tensor("fc.weight", 9, (1,), b"\0\0\0\0"),
+    "ends 1 bytes before": header(0, 1) + tensor("fc.weight", 8, (1,), struct.pack("<I", 0)),
+    "goes 5 bytes past": header(0, 1) + tensor("fc.weight", 8, (1,), struct.pack("<I", 9) + bytes(4)),
+    "isn't taken here": header(0, 1) + tensor("fc.weight", 8, (2**16, 2**16), struct.pack("<I", 1) + bytes(1)),
     "9 dimensions": header(0, 1) + tensor("fc.weight", 0, (1,) * 9, b"\0\0\0\0"),
     "larger than any frame": header(0, 1) + tensor("fc.weight", 0, (0, 2**32 - 1, 2**32 - 1), b""),
     "goes 399999996 bytes past": header(0, 1) + tensor("fc.weight", 0, (100_000_000,), b"\0\0\0\0"),
@@ -205,6 +211,36 @@ def test_a_frame_longer_than_the_caller_takes_is_refused_before_it_is_read() -> 
     with pytest.raises(FrameError, match=f"at most {len(data) - 1} are taken"):
         unpack(data, NAMES, METRICS, max_bytes=len(data) - 1)
     assert same(unpack(data, NAMES, METRICS, max_bytes=len(data)), example())
+
+
+def coded(value: torch.Tensor, coder: str = "4bit") -> Coded:
+    made = compress.parse(coder, "here")
+    assert made is not None
+    return compress.encode(made, value, rng.key(0, 0, 0, rng.Use.CODE))
+
+
+def test_a_coded_tensor_travels_as_its_bytes_and_comes_back_whole() -> None:
+    h = torch.linspace(-1.0, 1.0, 60).reshape(3, 4, 5)
+    sent = Frame(Op.FORWARD, True, 1, 2, {}, {"h": h, "y": torch.tensor([1, 2, 3])}, coded={"h": coded(h)})
+    data = pack(sent)
+    # coder, bits, 3 pairs of ends, 60 numbers of 4 bits; the tensor's length is part of the header.
+    assert bytes_by_kind(sent) == {"header": 36 + 18 + 4 + 10, "activations": 2 + 24 + 30, "labels": 3}
+    assert len(data) == num_bytes(sent) == 36 + 18 + 4 + 10 + 56 + 3
+    got = unpack(data, ())
+    assert list(got.tree) == ["h", "y"]
+    assert torch.equal(got.tree["h"], compress.decode((3, 4, 5), coded(h).data))
+    assert torch.equal(got.tree["y"], sent.tree["y"])
+
+
+def test_coded_tensors_share_what_room_the_caller_gives() -> None:
+    h = torch.zeros(4, 1000)
+    one = Frame(Op.FORWARD, True, 0, 0, {}, {"h": h}, coded={"h": coded(h, "qsgd:1")})
+    two = Frame(Op.FORWARD, True, 0, 0, {}, {"h": h, "g": h}, coded={n: coded(h, "qsgd:1") for n in "hg"})
+    assert len(pack(two)) < 200
+    assert unpack(pack(one), (), max_bytes=16_000).tree["h"].shape == (4, 1000)
+    with pytest.raises(FrameError, match="isn't taken here"):
+        unpack(pack(two), (), max_bytes=31_999)
+    assert len(unpack(pack(two), (), max_bytes=32_000).tree) == 2
 
 
 def test_names_that_share_a_crc_are_refused() -> None:

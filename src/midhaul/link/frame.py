@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from midhaul.errors import FrameError
+from midhaul.link import compress
+from midhaul.link.compress import Coded
 from midhaul.message import ROW_KINDS, SETTINGS, Op, Setting, Settings, kind_of
 from midhaul.tree import Tree
 
@@ -43,6 +45,7 @@ _INT, _FLOAT, _TEXT = 0, 1, 2
 _I32 = struct.Struct("<i")
 _F64 = struct.Struct("<d")
 _U16 = struct.Struct("<H")
+_U32 = struct.Struct("<I")
 _U32_MAX = 0xFFFFFFFF
 
 
@@ -65,11 +68,12 @@ _DTYPES = (
 )
 _NUMBER_OF = {dtype.torch: number for number, dtype in enumerate(_DTYPES)}
 _FIRST_INTEGER = 3
+_CODED = len(_DTYPES)  # the dtype of a tensor whose data are a u32 length and coded bytes
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One message to one device, or one device's reply."""
+    """One message to one device, or one device's reply. `coded` has the bytes that travel in place of some tensors."""
 
     op: Op
     is_reply: bool
@@ -79,6 +83,7 @@ class Frame:
     tree: Tree = field(default_factory=dict)
     weight: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    coded: dict[str, Coded] = field(default_factory=dict)
 
 
 def pack(frame: Frame) -> bytes:
@@ -91,7 +96,7 @@ def pack(frame: Frame) -> bytes:
     body: list[bytes | memoryview] = [_pack_setting(name, value) for name, value in frame.settings.items()]
     _refuse_twins([*frame.tree], "tensors")
     for name, value in frame.tree.items():
-        body.extend(_pack_tensor(name, value))
+        body.extend(_pack_coded(name, frame.coded[name]) if name in frame.coded else _pack_tensor(name, value))
     _refuse_twins([*frame.metrics], "metrics")
     body.extend(_METRIC.pack(_id(name), value) for name, value in frame.metrics.items())
     total = HEADER_BYTES + sum(len(part) for part in body) + CRC_BYTES
@@ -106,13 +111,13 @@ def unpack(data: bytes, names: Iterable[str], metrics: Iterable[str] = (), max_b
     """Gives the frame in `data`.
 
     `names` are the tensors that may come (the names of `message.ROW_KINDS` always may) and `metrics` the metrics; a
-    metric may have a name of either. Integer tensors come back as int64, the others as they were sent; no tensor
-    shares memory with `data`.
+    metric may have a name of either. Integer tensors come back as int64, coded ones as what they stand for, the others
+    as they were sent; no tensor shares memory with `data`, and coded ones have `max_bytes` in all when they are whole.
     Raises: FrameError, in one sentence, for whatever isn't a whole, sound frame of known names and finite numbers.
     """
     known = _table(frozenset(names) | frozenset(metrics))
     head = _open(data, max_bytes)
-    reader = _Reader(memoryview(data)[: len(data) - CRC_BYTES], HEADER_BYTES)
+    reader = _Reader(memoryview(data)[: len(data) - CRC_BYTES], HEADER_BYTES, max_bytes)
     settings: Settings = {}
     for _ in range(head.num_settings):
         _read_setting(reader, settings)
@@ -143,9 +148,12 @@ def bytes_by_kind(frame: Frame) -> dict[str, int]:
     """
     sums: dict[str, int] = {"header": overhead(frame.tree) + _METRIC.size * len(frame.metrics)}
     sums["header"] += sum(_setting_bytes(value) for value in frame.settings.values())
+    sums["header"] += _U32.size * len(frame.coded)
     for name, value in frame.tree.items():
+        coded = frame.coded.get(name)
+        size = len(coded.data) if coded else value.numel() * _wire_dtype(name, value).itemsize
         kind = kind_of(name)
-        sums[kind] = sums.get(kind, 0) + value.numel() * _wire_dtype(name, value).itemsize
+        sums[kind] = sums.get(kind, 0) + size
     return sums
 
 
@@ -166,10 +174,10 @@ class _Head(NamedTuple):
 
 
 class _Reader:
-    """Takes bytes in order and never past the end."""
+    """Takes bytes in order and never past the end; `room` is what coded tensors may still become."""
 
-    def __init__(self, view: memoryview, place: int) -> None:
-        self.view, self.place = view, place
+    def __init__(self, view: memoryview, place: int, room: int) -> None:
+        self.view, self.place, self.room = view, place, room
 
     @property
     def left(self) -> int:
@@ -317,6 +325,14 @@ def _pack_tensor(name: str, value: Tensor) -> tuple[bytes, memoryview]:
     return head, _bytes_of(value, _DTYPES[number])
 
 
+def _pack_coded(name: str, coded: Coded) -> tuple[bytes, bytes]:
+    shape = coded.shape
+    if len(shape) > MAX_DIMS or any(size > _U32_MAX for size in shape):
+        raise FrameError(f"tensor {name} has shape {shape}; the wire takes {MAX_DIMS} dimensions of 32 bits")
+    head = _TENSOR.pack(_id(name), _CODED, len(shape)) + struct.pack(f"<{len(shape)}I", *shape)
+    return head + _U32.pack(len(coded.data)), coded.data
+
+
 def _bytes_of(value: Tensor, dtype: _Dtype) -> memoryview:
     flat = value.detach().cpu().contiguous().reshape(-1)
     if dtype.torch == torch.bfloat16:
@@ -330,11 +346,16 @@ def _read_tensor(reader: _Reader, known: dict[int, str], tree: Tree) -> None:
     name = _name_of(number, known, "tensor")
     if name in tree:
         raise FrameError(f"the frame has tensor {name} twice")
-    if dtype_number >= len(_DTYPES):
-        raise FrameError(f"tensor {name} has dtype {dtype_number}; dtypes are 0 to {len(_DTYPES) - 1}")
+    if dtype_number > _CODED:
+        raise FrameError(f"tensor {name} has dtype {dtype_number}; dtypes are 0 to {_CODED}")
     if num_dims > MAX_DIMS:
         raise FrameError(f"tensor {name} has {num_dims} dimensions; at most {MAX_DIMS} are taken")
     shape = struct.unpack(f"<{num_dims}I", reader.take(4 * num_dims))
+    if dtype_number == _CODED:
+        (length,) = reader.unpack(_U32)
+        tree[name] = compress.decode(shape, reader.take(length), reader.room)
+        reader.room -= 4 * tree[name].numel()
+        return
     dtype = _DTYPES[dtype_number]
     wire = np.dtype(dtype.wire)
     # A dimension of 0 must not let the others be anything: their product is bounded as if it were 1.

@@ -1,7 +1,8 @@
 """A fleet behind a link: every message and every reply becomes a frame of real bytes, is charged, and may be lost.
 
 What it charges: the frames' bytes by kind and direction, the time and energy of the radio, and the time and energy of
-the computing that an op asks of the board. Exchanges are synchronous: one lasts as long as its slowest device.
+the computing that an op, and coding what it sends, asks of the board. Exchanges are synchronous: one lasts as long as
+its slowest device.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from midhaul.link.radio import Radio
 from midhaul.message import ROW_KINDS, Message, Op, Replies, Reply, gather, join, pad_rows
 from midhaul.models import count
 from midhaul.program import Program
+from midhaul.runtime.coding import Coding
 from midhaul.tree import Tree
 
 _METRICS = ("rows", "loss", "correct")
@@ -86,6 +88,7 @@ class OverLink:
         retries: int,
         ledger: Ledger,
         groups: Sequence[Group] = (),
+        coding: Coding | None = None,
     ) -> None:
         """`groups` say which devices have another model, board or radio than those given; below 0, a loss is each
         radio's own."""
@@ -100,6 +103,7 @@ class OverLink:
             for group in self._group.values()
             for part in (group.program.module, group.program.front)
         }
+        self.coding = coding or Coding()
         self._turn = (-1, 0)  # the round, and the exchanges made in it
 
     @property
@@ -145,12 +149,17 @@ class OverLink:
         step.seconds = {**dict.fromkeys(asked, 0.0), **step.seconds}
         program = self._group[asked[0]].program
         reached, delivered = self._down(message, asked, program, key, step)
+        for device in reached if message.op == Op.FORWARD else ():
+            self.coding.begun(message, device, key)
         replies = self.fleet.exchange(delivered, key=key, devices=reached) if reached else gather({})
-        step.compute_s = max(step.compute_s, self._compute(message, program, replies))
-        answers = self._up(message.op, replies, program, key, step)
+        busy = self._compute(message, program, replies)
+        answers = self._up(message.op, replies, program, key, step, busy)
+        step.compute_s = max(step.compute_s, *busy.values(), 0.0)
         self.ledger.absent += len(asked) - len(answers)
         if message.op in (Op.FIT, Op.BACKWARD):
             self.ledger.updates += len(answers)
+        if message.op == Op.LOAD:
+            self.coding.loaded(gather(answers))
         return gather(answers)
 
     def _down(
@@ -160,11 +169,14 @@ class OverLink:
         alike = not message.each and not message.each_settings
         places: list[int] = []
         unpacked: list[Tree] = []
-        data, kinds = b"", dict[str, int]()
+        data, kinds, wanted = b"", dict[str, int](), Tree()
         for place, device in enumerate(asked):
             if not (alike and place):
                 own = message.for_device(place)
-                sent = Frame(message.op, False, key.round, _ANY_DEVICE if alike else device, own.settings, own.tree)
+                named = _ANY_DEVICE if alike else device
+                wanted = self.coding.wanted(own.tree, named, up=False)
+                coded = self.coding.code(wanted, named, key, self._turn[1], up=False)
+                sent = Frame(message.op, False, key.round, named, own.settings, wanted, coded=coded)
                 data, kinds = frame.pack(sent), frame.bytes_by_kind(sent)
             tries, arrived = self._tries(key, device, up=False)
             _add(self.ledger.kinds_down, kinds, tries)
@@ -173,7 +185,8 @@ class OverLink:
             self._spend(device, tries * radio.joules_down(len(data)))
             if arrived:
                 if not unpacked or message.each:
-                    unpacked.append(frame.unpack(data, program.initial).tree)
+                    whole = frame.unpack(data, program.initial).tree
+                    unpacked.append(self.coding.arrived(wanted, whole, device, up=False))
                 places.append(place)
         if not places:
             return [], message
@@ -190,18 +203,28 @@ class OverLink:
         delivered = Message(message.op, shared, each, part.rows, part.settings, part.each_settings)
         return [asked[place] for place in places], delivered
 
-    def _up(self, op: Op, replies: Replies, program: Program, key: rng.Key, step: _Step) -> dict[int, Reply]:
-        """Sends the replies; gives those that came through whole."""
+    def _up(
+        self, op: Op, replies: Replies, program: Program, key: rng.Key, step: _Step, busy: dict[int, float]
+    ) -> dict[int, Reply]:
+        """Codes and sends the replies; gives those that came through whole."""
         answers: dict[int, Reply] = {}
         for device, reply in replies:
-            sent = Frame(op, True, key.round, device, {}, reply.tree, reply.weight, reply.metrics)
+            step.answered += 1
+            try:
+                wanted = self.coding.wanted(reply.tree, device, up=True)
+                coded = self.coding.code(wanted, device, key, self._turn[1], up=True)
+            except FrameError:
+                self.ledger.refused += 1
+                step.refused += 1
+                continue
+            busy[device] += self._busy(device, sum(code.macs for code in coded.values()))
+            sent = Frame(op, True, key.round, device, {}, wanted, reply.weight, reply.metrics, coded)
             data, kinds = frame.pack(sent), frame.bytes_by_kind(sent)
             tries, arrived = self._tries(key, device, up=True)
             _add(self.ledger.kinds_up, kinds, tries)
             radio = self._group[device].radio
             step.seconds[device] += tries * radio.seconds_up(len(data))
             self._spend(device, tries * radio.joules_up(len(data)))
-            step.answered += 1
             if not arrived:
                 continue
             try:
@@ -210,7 +233,7 @@ class OverLink:
                 self.ledger.refused += 1
                 step.refused += 1
                 continue
-            answers[device] = Reply(got.tree, got.weight, got.metrics)
+            answers[device] = Reply(self.coding.arrived(wanted, got.tree, device, up=True), got.weight, got.metrics)
         return answers
 
     def _tries(self, key: rng.Key, device: int, *, up: bool) -> tuple[int, bool]:
@@ -224,8 +247,8 @@ class OverLink:
                 return number + 1, True
         return self.retries + 1, False
 
-    def _compute(self, message: Message, program: Program, replies: Replies) -> float:
-        """Charges the boards' energy to the devices; gives the time of the slowest."""
+    def _compute(self, message: Message, program: Program, replies: Replies) -> dict[int, float]:
+        """Charges the boards' energy to the devices; gives how long each was at work. Units: seconds."""
         layers = self._layers[id(program.front if message.op in (Op.FORWARD, Op.BACKWARD) else program.module)]
         trained = program.names(str(message.settings.get("train", "front" if message.op == Op.BACKWARD else "none")))
         is_tail = "z" in message.each and program.tail is not None
@@ -233,13 +256,15 @@ class OverLink:
             layers = count.layers(program.tail, tuple(message.each["z"].shape[2:]))
             trained = tuple(name.removeprefix("tail.") for name in program.names("tail"))
         macs = budget.macs_per_example(layers, message.op, trained, is_tail=is_tail)
-        longest = 0.0
-        for device, rows in zip(replies.devices, replies.metrics.get("rows", torch.zeros(0)).tolist(), strict=False):
-            board = self._group[device].board
-            busy_s = rows * macs * board.cycles_per_mac_f32 / board.clock_hz
-            self._spend(device, busy_s * board.active_w)
-            longest = max(longest, busy_s)
-        return longest
+        rows = replies.metrics.get("rows", torch.zeros(len(replies))).tolist()
+        return {device: self._busy(device, num * macs) for device, num in zip(replies.devices, rows, strict=True)}
+
+    def _busy(self, device: int, macs: float) -> float:
+        """Charges a device for multiplications; gives how long they take it. Units: seconds."""
+        board = self._group[device].board
+        busy_s = macs * board.cycles_per_mac_f32 / board.clock_hz
+        self._spend(device, busy_s * board.active_w)
+        return busy_s
 
     def _spend(self, device: int, energy_j: float) -> None:
         self.ledger.joules[str(device)] = self.ledger.joules.get(str(device), 0.0) + energy_j

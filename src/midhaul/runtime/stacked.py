@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from midhaul import rng, tree
+from midhaul import ops, rng, tree
 from midhaul.errors import EngineError
 from midhaul.fleet import Part
 from midhaul.message import Message, Op, Replies, join
@@ -143,10 +143,9 @@ class Stacked:
             return self.population.rows(device, "train" if settings.get("rows") == "train" else "adapt")
         if op == Op.FORWARD and settings.get("rows", "train") == "train":
             rows = self.population.rows(device, "train")
-            if size := int(settings.get("batch", 0)):
-                own_key = rng.key(key.seed, key.round, device, rng.Use.BATCH).at(int(settings.get("epoch", 0)))
-                first = size * int(settings.get("step", 0))
-                rows = rows[rng.permutation(own_key, len(rows))[first : first + size]]
+            if int(settings.get("batch", 0)):
+                own_key = rng.key(key.seed, key.round, device, rng.Use.BATCH)
+                rows = rows[ops.step_rows(settings, len(rows), own_key)]
             self.stash[device] = rows
             return rows
         return self.population.rows(device, str(settings.get("rows", "train" if op == Op.FORWARD else "test")))
