@@ -149,6 +149,12 @@ class SchemeConfig:
         "heterofl, fedrolex: shares of the channels; a device has the largest that fits its board",
     )
     width_mix: str = option("", "heterofl, fedrolex: shares of the channels dealt to the devices in turn, instead")
+    test_width: float = option(
+        0.0,
+        "heterofl, fedrolex: width that new test devices test; 0: the largest that any device has",
+        low=0.0,
+        high=1.0,
+    )
     ranks: str = option("16,8,4,2,1", "mixed ranks: a device's adapters have the largest rank that fits its board")
     rank_mix: str = option("", "mixed ranks: ranks dealt to the devices in turn, instead")
     half_lr: float = option(0.0, "split schemes: the server's learning rate behind the cut; 0: large.lr", low=0.0)

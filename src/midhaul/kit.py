@@ -280,10 +280,10 @@ def evaluate_halves(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Rep
     return Replies(up.devices, {}, up.rows, counts, metrics)
 
 
-def mean_loss(replies: Replies) -> dict[str, float]:
+def mean_loss(*replies: Replies) -> dict[str, float]:
     """Gives the mean of the devices' losses, by the rows behind each."""
-    rows = replies.metrics["rows"]
-    return {"train_loss": float((replies.metrics["loss"] * rows).sum() / rows.sum().clamp(min=1.0))}
+    rows, loss = (torch.cat([up.metrics[name] for up in replies if len(up)]) for name in ("rows", "loss"))
+    return {"train_loss": float((loss * rows).sum() / rows.sum().clamp(min=1.0))}
 
 
 def teach(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:

@@ -53,7 +53,8 @@ Engine = Loop | Stacked | Firmware | Groups
 class Plant:
     """Everything of a run that is built before its first round.
 
-    `needs` are those of each of the kit's groups; `need` on `board` is the one that leaves the least SRAM free.
+    `needs` are those of each of the kit's groups that train; `need` on `board` is the one that leaves the least SRAM
+    free.
     """
 
     config: Config
@@ -130,12 +131,13 @@ def build(
     )
     if config.tiny.precision == "int8":
         kit = _in_int8(kit, chosen, data.input_shape)
-    groups = _groups(kit, models, dealt, deepest, held, population, start)
+    groups = _groups(kit, chosen, models, dealt, deepest, held, population, start)
     kit = dataclasses.replace(kit, groups=groups)
-    needs = tuple(_need_of(group, kit, chosen, prepared, federation) for group in groups)
-    tightest = max(range(len(needs)), key=lambda place: needs[place].sram_bytes / groups[place].board.sram_bytes)
+    training = [group for group in groups if group.devices]
+    needs = tuple(_need_of(group, kit, chosen, prepared, federation) for group in training)
+    tightest = max(range(len(needs)), key=lambda place: needs[place].sram_bytes / training[place].board.sram_bytes)
     engine = _engine(kit, chosen, population)
-    board, radio, need = groups[tightest].board, groups[tightest].radio, needs[tightest]
+    board, radio, need = training[tightest].board, training[tightest].radio, needs[tightest]
     names = (
         type(module).__name__ if module is not None else config.tiny.model,
         type(large_module).__name__ if large_module is not None else config.large.model,
@@ -143,8 +145,8 @@ def build(
     notes = list(prepared.notes)
     if config.fleet.stragglers and chosen.family != "FL":
         notes.append(f"fleet.stragglers has no effect on {chosen.name}: all its devices do all epochs")
-    if len(groups) > 1:
-        notes += [_about(group, need) for group, need in zip(groups, needs, strict=True)]
+    if len(training) > 1:
+        notes += [_about(group, need) for group, need in zip(training, needs, strict=True)]
     coding = plan_coding(config, chosen, [group.program for group in groups])
     return Plant(config, chosen, data, federation, kit, engine, board, radio, need, needs, tuple(notes), *names, coding)
 
@@ -255,6 +257,7 @@ def _deepest(dealt: list[Variant], prepared: Prepared, data: Dataset) -> str:
 
 def _groups(
     kit: Kit,
+    scheme: Scheme,
     models: dict[str, Prepared],
     dealt: list[Variant],
     deepest: str,
@@ -262,37 +265,45 @@ def _groups(
     population: Population,
     start: rng.Key,
 ) -> tuple[Group, ...]:
-    """Gives the devices by what lies on them; new test devices have the largest of the models."""
-    shape, base, largest = kit.program.input_shape, kit.program, max(variant.rank for variant in dealt)
+    """Gives the devices by what lies on them; new test devices have the largest of the models, or scheme.test_width."""
+    kinds = [(variant, board.name) for variant, board in zip(dealt, held, strict=True)]
     programs: dict[Variant, Program] = {}
     for variant in dealt:
-        if variant in programs:
-            continue
-        if variant.width != 1.0:
-            programs[variant] = Program(slices.width(base.module, variant.width, shape)[0], shape)
-        elif variant.cut and variant.cut != deepest:
-            programs[variant] = Program(slices.cut(base.module, variant.cut, shape)[0], shape)
-        elif variant.rank < largest:
-            programs[variant] = Program(_with_lora(next(iter(models.values())).module, variant.rank, start), shape)
-        elif variant.model and variant.model != next(iter(models)):
-            programs[variant] = Program(models[variant.model].module, shape)
-        else:
-            programs[variant] = base
-    kinds = list(dict.fromkeys((variant, board.name) for variant, board in zip(dealt, held, strict=True)))
-    most = max(kinds, key=lambda kind: tree.num_parameters(programs[kind[0]].initial))
+        if variant not in programs:
+            programs[variant] = _program(kit, models, variant, deepest, max(dealt, key=lambda v: v.rank).rank, start)
+    tested = max(dict.fromkeys(kinds), key=lambda kind: tree.num_parameters(programs[kind[0]].initial))
+    if scheme.differs == "width" and kit.cfg.test_width:
+        wanted = Variant(width=kit.cfg.test_width)
+        tested = next((kind for kind in kinds if kind[0] == wanted), (wanted, tested[1]))
+        programs.setdefault(wanted, _program(kit, models, wanted, deepest, 0, start))
     radio = kit.config.link.radio
     found = []
-    for variant, name in kinds:
-        devices = tuple(
-            d for d, kind in enumerate(zip(dealt, held, strict=True)) if (kind[0], kind[1].name) == (variant, name)
-        )
-        tests = devices if population.own_test else population.test_devices if (variant, name) == most else ()
-        board = profiles.get(name)
+    for kind in dict.fromkeys([*kinds, tested]):
+        devices = tuple(device for device, own in enumerate(kinds) if own == kind)
+        tests = devices if population.own_test else population.test_devices if kind == tested else ()
+        if not devices and not tests:
+            continue
+        variant, board = kind[0], profiles.get(kind[1])
         on = radios.get(board.radio if radio == "auto" else radio)
-        found.append(
-            Group(devices, tests, programs[variant], board, on, variant.width, variant.cut, variant.rank, variant.model)
-        )
+        told = (variant.width, variant.cut, variant.rank, variant.model)
+        found.append(Group(devices, tests, programs[variant], board, on, *told))
     return tuple(found)
+
+
+def _program(
+    kit: Kit, models: dict[str, Prepared], variant: Variant, deepest: str, largest: int, start: rng.Key
+) -> Program:
+    """Gives the program of a variant of the model; the kit's own where the variant is all of it."""
+    base, (first, prepared) = kit.program, next(iter(models.items()))
+    if variant.width != 1.0:
+        return Program(slices.width(base.module, variant.width, base.input_shape)[0], base.input_shape)
+    if variant.cut != deepest:
+        return Program(slices.cut(base.module, variant.cut, base.input_shape)[0], base.input_shape)
+    if variant.rank < largest:
+        return Program(_with_lora(prepared.module, variant.rank, start), base.input_shape)
+    if variant.model not in ("", first):
+        return Program(models[variant.model].module, base.input_shape)
+    return base
 
 
 def _engine(kit: Kit, scheme: Scheme, population: Population) -> Engine:
@@ -414,7 +425,7 @@ def _in_int8(kit: Kit, scheme: Scheme, shape: tuple[int, ...]) -> Kit:
 
 
 def _takes_body(config: Config, scheme: Scheme) -> bool:
-    return scheme.family == "FTL" and config.scheme.body == "cut"
+    return scheme.family == "FTL" and scheme.large == "teacher" and config.scheme.body == "cut"
 
 
 def _behind_body(body: nn.Module, shape: tuple[int, ...], classes: int, start: rng.Key) -> nn.Module:

@@ -240,7 +240,8 @@ class _Run:
         return summary
 
     def _summary(self, server: Server, devices: Tree) -> Summary:
-        plant, ledger, groups = self.plant, self.ledger, self.plant.kit.groups
+        plant, ledger = self.plant, self.ledger
+        groups = [group for group in plant.kit.groups if group.devices]
         module = plant.kit.program.module
         everything = {
             **{f"tiny/{name}": value for name, value in server.tree.items()},

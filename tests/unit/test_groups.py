@@ -182,6 +182,45 @@ def test_boards_may_differ_under_any_scheme_and_change_no_bit(tmp_path: Path) ->
     assert mixed["device_joules"] != alike["device_joules"]
 
 
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_a_run_of_unlike_devices_goes_on_to_the_same_bits(engine: str, tmp_path: Path) -> None:
+    config = Config().replace(
+        **SMALL,
+        scheme_name="heterofl",
+        run_engine=engine,
+        fleet_board="stm32l4,nrf52840",
+        scheme_width_mix="1,0.5,0.25",
+    )
+    whole = train.run(config, tmp_path / "whole").summary
+    assert [g["width"] for g in whole["groups"]] == [1.0, 0.5, 0.25, 1.0, 0.5, 0.25]
+
+    def stop(label: str, done: int, total: int) -> None:
+        if label == "rounds" and done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config, tmp_path / "cut", progress=stop)
+    resumed = train.run(config, tmp_path / "cut", resume=True).summary
+    assert resumed["model_sha256"] == whole["model_sha256"]
+    assert resumed["device_joules"] == whole["device_joules"]
+
+
+def test_a_device_trains_the_widest_model_that_its_board_has_room_for() -> None:
+    config = Config().replace(
+        **{**SMALL, "tiny_options": {"hidden": [300]}, "scheme_name": "heterofl", "fleet_board": "stm32l4*4,rpi4*2"}
+    )
+    built = plant.build(config)
+    assert [(g.devices, g.board.name, g.width) for g in built.kit.groups] == [
+        ((0, 1, 2, 3), "stm32l4", 0.25),
+        ((4, 5), "rpi4", 1.0),
+    ]
+    assert all(need.fits for need in built.needs)
+    assert built.board.name == "stm32l4"
+    assert built.kit.groups[1].program is built.kit.program
+    tested = plant.build(config.replace(scheme_test_width=0.5)).kit.groups
+    assert [(len(g.devices), len(g.tests), g.width) for g in tested] == [(4, 0, 0.25), (2, 0, 1.0), (0, 1, 0.5)]
+
+
 def test_every_group_must_fit_its_own_board() -> None:
     config = Config().replace(**{**SMALL, "tiny_options": {"hidden": [300]}})
     with pytest.raises(BudgetError, match="stm32l4"):

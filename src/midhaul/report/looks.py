@@ -41,6 +41,8 @@ STYLES: dict[str, Style] = {
     "group_split": Style("#55782F", "s", (3, 1, 1, 1)),
     "cse_fsl": Style("#2F6F9F", "^", (1.5, 1.5)),
     "fedgkt": Style("#B5651D", "D", (4, 1.5)),
+    "heterofl": Style("#6A8F3C", "v", (7, 1.5)),
+    "fedrolex": Style("#3F6F9F", "D", (7, 1.5)),
     "federated_meta": Style("#84842B", "s", (5, 1.5, 1, 1.5)),
     "federated_foundation": Style("#2A8F88", "^", (2, 1.5)),
 }

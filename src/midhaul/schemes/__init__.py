@@ -12,6 +12,7 @@ from midhaul.schemes.group_split import GROUP_SPLIT
 from midhaul.schemes.local_loss_split import CSE_FSL
 from midhaul.schemes.split import SPLIT, SPLIT_U
 from midhaul.schemes.transfer import TRANSFER
+from midhaul.schemes.width import FEDROLEX, HETEROFL
 
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
@@ -25,6 +26,8 @@ SCHEMES: dict[str, Scheme] = {
         FEDERATED_TRANSFER,
         FEDPER,
         FEDREP,
+        HETEROFL,
+        FEDROLEX,
         SPLIT,
         SPLIT_U,
         FEDERATED_SPLIT,

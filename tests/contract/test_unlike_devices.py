@@ -1,0 +1,73 @@
+"""Identities of schemes whose devices differ: where all are alike, they are the scheme for devices that are alike."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from midhaul import rng, tree
+from midhaul.models.window import mean_of_holders, take_window
+from midhaul.schemes import SCHEMES
+from midhaul.schemes.width import windows
+from midhaul.server import Server
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fleet_of_three import engine, setting
+
+BOTH = pytest.mark.parametrize("on", ["loop", "stacked"])
+
+
+def run(name: str, on: str, rounds: int = 3, **changes: object) -> Server:
+    scheme = SCHEMES[name]
+    kit, program, population = setting(scheme, **changes)
+    fleet = engine(on, program, population, kit.groups)
+    server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
+    for number in range(1, rounds + 1):
+        server, _ = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
+    return server
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["heterofl", "fedrolex"])
+def test_at_width_1_it_is_fedavg(name: str, on: str) -> None:
+    fedavg = run("fedavg", on)
+    assert tree.largest_difference(fedavg.tree, run(name, on, scheme_width_mix="1").tree) == 0.0
+    assert tree.largest_difference(fedavg.tree, run(name, on, scheme_width_mix="1,1,0.5").tree) > 1e-4
+
+
+@BOTH
+def test_heterofl_of_one_narrow_width_is_fedavg_of_the_narrow_model(on: str) -> None:
+    server = run("heterofl", on, scheme_width_mix="0.5")
+    kit, _, population = setting(SCHEMES["heterofl"], scheme_width_mix="0.5")
+    (group,) = kit.groups
+    narrow = replace(kit, program=group.program)
+    fleet, fedavg = engine(on, group.program, population), SCHEMES["fedavg"]
+    (own,) = windows([group], kit, rng.Key(0, 1, rng.SERVER, 0), rolls=False)
+    alone = Server(take_window(kit.program.initial, own))
+    for number in (1, 2, 3):
+        alone, _ = fedavg.round(alone, fleet, narrow, rng.Key(0, number, rng.SERVER, 0))
+    assert tree.largest_difference(take_window(server.tree, own), alone.tree) == 0.0
+    untouched = mean_of_holders(server.tree, [(own, {n: v[None] for n, v in alone.tree.items()}, torch.ones(1))])
+    start = mean_of_holders(kit.program.initial, [(own, {n: v[None] for n, v in alone.tree.items()}, torch.ones(1))])
+    assert tree.largest_difference(untouched, start) == 0.0
+
+
+def test_the_window_of_fedrolex_comes_round() -> None:
+    """Of 8 channels, half a round: after 8 rounds each was held 4 times, and the first window is there again."""
+    kit, _, _ = setting(SCHEMES["fedrolex"], scheme_width_mix="0.5")
+    counts = torch.zeros(8, dtype=torch.int64)
+    seen = []
+    for number in range(1, 9):
+        (own,) = windows(list(kit.groups), kit, rng.Key(0, number, rng.SERVER, 0), rolls=True)
+        assert torch.equal(own["first.weight"][0], own["last.weight"][1])
+        counts[own["first.weight"][0]] += 1
+        seen.append(own["first.weight"][0].tolist())
+    assert seen[0] == [0, 1, 2, 3]
+    assert seen[5] == [5, 6, 7, 0]
+    assert counts.tolist() == [4] * 8
+    (again,) = windows(list(kit.groups), kit, rng.Key(0, 9, rng.SERVER, 0), rolls=True)
+    assert again["first.weight"][0].tolist() == seen[0]
