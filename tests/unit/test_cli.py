@@ -29,6 +29,7 @@ options = { hidden = 32, depth = 1 }
 [scheme]
 lr = 0.1
 distill_epochs = 2
+width_mix = "1,0.5"
 [run]
 rounds = 2
 """
