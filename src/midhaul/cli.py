@@ -19,6 +19,7 @@ from midhaul.config import Config
 from midhaul.devices import profiles
 from midhaul.errors import ConfigError, MidhaulError
 from midhaul.inference import cascade
+from midhaul.kit import PROPERTIES
 from midhaul.link import radio
 from midhaul.models import large, tiny
 from midhaul.schemes import SCHEMES
@@ -315,9 +316,12 @@ def _boards(chosen: argparse.Namespace) -> None:
 
 def _schemes(chosen: argparse.Namespace) -> None:
     if chosen.json:
-        heads = ("scheme", "family", "what it is", "direction", "up", "down", "needs", "source")
+        heads = ("scheme", "family", "what it is", "direction", "up", "down", "needs", "admits", "source")
         rows = [
-            (s.name, s.family, s.title, s.direction, ", ".join(s.up), ", ".join(s.down), s.needs, s.source)
+            (
+                *(s.name, s.family, s.title, s.direction, ", ".join(s.up), ", ".join(s.down), s.needs),
+                *(", ".join(s.admits), s.source),
+            )
             for s in SCHEMES.values()
         ]
         _show(chosen, heads, rows)
@@ -330,6 +334,7 @@ def _schemes(chosen: argparse.Namespace) -> None:
             first = f"  {s.name:<{width}}"
             print(textwrap.fill(s.title + source, 80, initial_indent=first, subsequent_indent=" " * (width + 2)))
             facts = {"direction": s.direction, "up": ", ".join(s.up), "down": ", ".join(s.down), "needs": s.needs}
+            facts["admits"] = "all of a run's properties" if set(s.admits) == set(PROPERTIES) else ", ".join(s.admits)
             told = "; ".join(f"{name}: {fact}" for name, fact in facts.items() if fact not in ("", "-", "none"))
             if told:
                 print(textwrap.fill(told, 80, initial_indent=" " * (width + 2), subsequent_indent=" " * (width + 2)))

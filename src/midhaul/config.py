@@ -74,6 +74,16 @@ class FleetConfig:
     )
     cohort: float = option(1.0, "devices in a round: a share of the fleet if at most 1, else a number", above=0.0)
     stragglers: float = option(0.0, "share of a cohort that only has time for some of its epochs", low=0.0, high=1.0)
+    dropout: float = option(0.0, "probability that a device is absent from a round", low=0.0, high=0.999)
+    round_deadline_s: float = option(
+        0.0, "simulated seconds after which a round goes on without a device; 0: it waits for all", low=0.0
+    )
+    weighting: str = option(
+        "examples", "what a device counts by in a mean: its examples, or all alike", choices=("examples", "uniform")
+    )
+    speed_spread: float = option(
+        0.0, "spread of the devices' speeds: a device takes exp(spread x normal) times its seconds", low=0.0, high=5.0
+    )
     check: bool = option(True, "refuse a scheme that doesn't fit the board before the run")
     deadline_s: float = option(120.0, "engine firmware: how long a device may take to answer, in seconds", above=0.0)
 
@@ -136,7 +146,7 @@ class SchemeConfig:
     beta1: float = option(0.9, "fedadam: decay of the first moment", low=0.0, high=0.9999)
     beta2: float = option(0.99, "fedadam: decay of the second moment", low=0.0, high=0.9999)
     tau: float = option(1e-3, "fedadam: adaptivity", above=0.0)
-    drop_stragglers: bool = option(True, "fedavg, fedadam: leave out devices that didn't finish (fedprox keeps them)")
+    drop_stragglers: bool = option(True, "leave out stragglers; false: take what they did, as fedprox always does")
     temperature: float = option(3.0, "transfer: temperature of the distillation", above=0.0)
     soft_weight: float = option(0.7, "transfer: weight of the teacher against the labels", low=0.0, high=1.0)
     distill_epochs: int = option(30, "transfer: epochs of the distillation on public data", low=0)

@@ -25,6 +25,10 @@ from midhaul.tree import Tree
 
 _TRIES = 20
 
+# What a run may do with any scheme that admits it: ask a part of the fleet, let some do less, let some be absent, count
+# all alike, take replies as they come.
+PROPERTIES = ("cohort", "stragglers", "dropout", "weighting", "asynchronous")
+
 
 @dataclass(frozen=True)
 class Kit:
@@ -98,17 +102,6 @@ class Kit:
         each = [(group, tuple(d for d in devices if held[d] == id(group.program))) for group in kinds]
         return [(group, members) for group, members in each if members]
 
-    def epochs_of(self, devices: tuple[int, ...], key: rng.Key) -> dict[int, int]:
-        """Gives how many epochs each device has time for: all, or for a straggler at least one fewer.
-
-        Source: Li et al., "Federated optimization in heterogeneous networks", MLSys 2020, section 5.2.
-        """
-        full = self.cfg.epochs
-        order = rng.permutation(key._replace(use=int(rng.Use.WORK)), len(devices))
-        late = {devices[place] for place in order[: round(self.config.fleet.stragglers * len(devices))]}
-        draws = {d: rng.integers(rng.key(key.seed, key.round, d, rng.Use.WORK), 1, max(full - 1, 1))[0] for d in late}
-        return {device: 1 + int(draws[device]) if device in late else full for device in devices}
-
 
 @dataclass(frozen=True)
 class Work:
@@ -131,6 +124,10 @@ class Scheme:
     a run tells what each of the two models gained. On firmware it speaks to the simulation, which has every device's
     rows but nothing that a board has learned. `engines` are those that can run it.
     `differs` says what of the tiny model may differ from device to device: none, width, cut, rank, or model.
+    `admits` are the properties of a run that it can have: cohort (it asks `Kit.cohort`), stragglers (its devices work
+    in epochs or steps), dropout (its rounds close without the absent), weighting (its means count by the replies'
+    weights), asynchronous (one FIT a round, whose replies are averaged into the tree that was sent). The run does the
+    rest. `keeps_stragglers`: what they did is always taken.
     """
 
     name: str
@@ -150,6 +147,8 @@ class Scheme:
     evaluate_large: Callable[[Server, Fleet, Kit, rng.Key], Replies] | None = None
     engines: tuple[str, ...] = ("loop", "stacked", "firmware")
     differs: str = "none"
+    admits: tuple[str, ...] = ("cohort", "dropout")
+    keeps_stragglers: bool = False
 
     @property
     def needs(self) -> str:

@@ -177,6 +177,18 @@ class Replies:
         metrics = {name: float(value[place]) for name, value in self.metrics.items()}
         return Reply(tree, float(self.weight[place]), metrics)
 
+    def of_places(self, places: list[int]) -> Replies:
+        """Gives the answers in these places alone."""
+        rows = self.rows[places]
+        widest = int(rows.max()) if len(places) else 0
+        return Replies(
+            tuple(self.devices[place] for place in places),
+            {n: v[places][:, :widest] if n in ROW_KINDS else v[places] for n, v in self.tree.items()},
+            rows,
+            self.weight[places],
+            {name: value[places] for name, value in self.metrics.items()},
+        )
+
     def mask(self) -> Tensor:
         """Gives 1.0 where a row is valid. Shapes: [D, B]."""
         widest = int(self.rows.max()) if len(self) else 0

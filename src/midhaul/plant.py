@@ -33,7 +33,7 @@ from midhaul.models.entry import Entry
 from midhaul.models.int8 import Int8Front
 from midhaul.models.prepare import Prepared, prepare
 from midhaul.program import Examples, Indices, Population, Program
-from midhaul.runtime import firmware
+from midhaul.runtime import firmware, participation
 from midhaul.runtime.blobs import DeviceBlobs
 from midhaul.runtime.coding import Coding, plan_coding
 from midhaul.runtime.firmware import Firmware
@@ -99,6 +99,7 @@ def build(
         raise ConfigError(
             f"the scheme {chosen.name} can't run on the engine {config.run.engine}; use {' or '.join(chosen.engines)}"
         )
+    participation.check(chosen, config)
     variants.names(config.fleet.board)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -108,8 +109,6 @@ def build(
     wants = chosen.needs_public or (chosen.part != "whole" and config.scheme.pretrain)
     if wants and not len(federation.public):
         raise ConfigError(f"the scheme {chosen.name} needs public data on the server; set data.public, for example 0.3")
-    if config.fleet.stragglers and config.scheme.epochs < 2:
-        raise ConfigError("a straggler does 1 to scheme.epochs - 1 epochs; set scheme.epochs to at least 2")
     start = rng.key(config.run.seed, 0, rng.SERVER, rng.Use.INIT)
     models = _tiny_models(config, chosen, data, module, start)
     prepared = next(iter(models.values()))
@@ -143,8 +142,6 @@ def build(
         type(large_module).__name__ if large_module is not None else config.large.model,
     )
     notes = list(prepared.notes)
-    if config.fleet.stragglers and chosen.family != "FL":
-        notes.append(f"fleet.stragglers has no effect on {chosen.name}: all its devices do all epochs")
     if len(training) > 1:
         notes += [_about(group, need) for group, need in zip(training, needs, strict=True)]
     coding = plan_coding(config, chosen, [group.program for group in groups])

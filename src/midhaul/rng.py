@@ -42,6 +42,8 @@ class Use(IntEnum):
     SYNTHETIC = 11
     PUBLIC = 12
     CODE = 13
+    ABSENCE = 14
+    SPEED = 15
 
 
 class Key(NamedTuple):

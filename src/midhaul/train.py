@@ -27,6 +27,7 @@ from midhaul.plant import Plant, build
 from midhaul.runtime.coding import AsDelivered
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.over_link import Ledger, OverLink
+from midhaul.runtime.participation import Participation
 from midhaul.server import Progress, Server
 from midhaul.tree import Tree
 
@@ -88,7 +89,7 @@ class _Run:
         self.plant, self.out, self.tell, self.progress = plant, out, tell, progress
         config = plant.config
         self.ledger = Ledger()
-        self.fleet = OverLink(
+        over_link = OverLink(
             plant.engine,
             plant.kit.program,
             plant.board,
@@ -99,6 +100,7 @@ class _Run:
             groups=plant.kit.groups,
             coding=plant.coding,
         )
+        self.fleet = Participation(over_link, plant.kit, keeps_stragglers=plant.scheme.keeps_stragglers)
         coder = plant.coding.coders[Kind.ACTIVATIONS]
         self.tested = AsDelivered(plant.engine, coder, config.scheme.batch) if coder else plant.engine
         self.wall_s, self.train_s = 0.0, 0.0
@@ -214,6 +216,7 @@ class _Run:
             "downlink_bytes": ledger.downlink_bytes,
             "air_seconds": ledger.air_seconds,
             "compute_seconds": ledger.compute_seconds,
+            "simulated_seconds": ledger.simulated_seconds,
             "device_joules": ledger.device_joules,
             "absent": ledger.absent,
             "kinds": {"up": ledger.kinds_up, "down": ledger.kinds_down},
@@ -268,6 +271,7 @@ class _Run:
             "downlink_bytes": ledger.downlink_bytes,
             "air_seconds": ledger.air_seconds,
             "compute_seconds": ledger.compute_seconds,
+            "simulated_seconds": ledger.simulated_seconds,
             "device_joules": ledger.device_joules,
             "device_flash_bytes": plant.need.flash_bytes,
             "device_sram_bytes": plant.need.sram_bytes,

@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from midhaul import plant, rng, tree
-from midhaul.config import Config
-from midhaul.errors import ConfigError
+from midhaul import rng, tree
 from midhaul.message import Message, Op
 from midhaul.program import Population
 from midhaul.schemes import SCHEMES
@@ -169,19 +167,6 @@ def test_the_cohort_and_the_order_of_batches_come_from_the_key() -> None:
     assert all(len(cohort) == 2 for cohort in drawn)
     assert len(set(drawn)) == 3
     assert drawn == [kit.cohort(fleet, rng.Key(0, number, rng.SERVER, 0)) for number in range(30)]
-
-
-def test_stragglers_do_fewer_epochs_and_only_so_many_of_them() -> None:
-    kit, _, _ = setting(SCHEMES["fedprox"], fleet_stragglers=0.9, scheme_epochs=20)
-    epochs = kit.epochs_of(tuple(range(10)), rng.Key(0, 1, rng.SERVER, 0))
-    assert sum(num < 20 for num in epochs.values()) == 9
-    assert all(1 <= num <= 20 for num in epochs.values())
-
-
-def test_stragglers_of_a_single_epoch_are_refused() -> None:
-    """With one epoch a straggler can't do fewer, and FedAvg would leave out nobody."""
-    with pytest.raises(ConfigError, match=r"scheme\.epochs"):
-        plant.build(Config().replace(fleet_stragglers=0.5, scheme_epochs=1))
 
 
 @BOTH

@@ -25,6 +25,7 @@ from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.groups import Groups
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.over_link import Ledger, OverLink
+from midhaul.runtime.participation import Participation
 from midhaul.runtime.stacked import Stacked
 from midhaul.schemes import SCHEMES
 from midhaul.server import Server
@@ -200,7 +201,8 @@ def with_module(module: nn.Module, on: str, norm: str, **changes: object) -> tup
     kit = replace(kit, program=program)
     kit = replace(kit, groups=groups_of(scheme, kit.config, program, population))
     inner = firmware(on, scheme, kit, program, population) if ":" in on else engine(on, program, population)
-    fleet, ledger = over_link(inner, kit, loss=0.0)
+    link, ledger = over_link(inner, kit, loss=0.0)
+    fleet = Participation(link, kit)
     server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
     for number in range(1, ROUNDS + 1):
         server, _ = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))

@@ -51,6 +51,8 @@ def stop_after(number: int) -> object:
 @pytest.mark.parametrize("name", ["local", "pooled", "fedadam", "transfer", "fedrep", "split", "federated_split_v1"])
 def test_resumed_equals_uninterrupted_to_the_bit(name: str, engine: str, tmp_path: Path) -> None:
     settings = config(name, run_engine=engine, large_optimizer="adam", run_devices="host:*3")
+    if name == "pooled":
+        settings = settings.replace(fleet_cohort=1.0)
     whole = train.run(settings, tmp_path / "whole").summary
     for number in (1, 2):
         with pytest.raises(Stopped):
@@ -252,15 +254,6 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
     assert (tmp_path / "old").is_dir()
 
 
-def test_stragglers_of_a_scheme_that_has_none_are_told() -> None:
-    told: list[str] = []
-    config = Config().replace(
-        data_num_devices=3, data_max_rows=12, data_public=0.1, scheme_name="split", scheme_epochs=2, run_rounds=1
-    )
-    train.run(config.replace(fleet_stragglers=0.5, large_model="mlp_large"), tell=told.append)
-    assert any("fleet.stragglers has no effect on split" in line for line in told)
-
-
 def test_a_scheme_with_a_teacher_tells_both_models_accuracies_from_the_start(tmp_path: Path) -> None:
     summary = train.run(config("transfer", run_rounds=2), tmp_path / "run").summary
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -270,3 +263,18 @@ def test_a_scheme_with_a_teacher_tells_both_models_accuracies_from_the_start(tmp
     assert summary["large_accuracy"] == summary["start"]["large_accuracy"] > 0.2
     alone = train.run(config("fedavg", run_rounds=1), tmp_path / "alone").summary
     assert (alone["large_accuracy"], alone["start"]) == (None, None)
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_who_takes_part_is_the_same_in_a_resumed_run(engine: str, tmp_path: Path) -> None:
+    settings = config(
+        "fedprox", run_engine=engine, fleet_dropout=0.3, fleet_stragglers=0.5, scheme_epochs=3,
+        fleet_weighting="uniform", fleet_speed_spread=0.5, fleet_round_deadline_s=3.0,
+    )  # fmt: skip
+    whole = train.run(settings, tmp_path / "whole").summary
+    with pytest.raises(Stopped):
+        train.run(settings, tmp_path / "cut", progress=stop_after(2))  # type: ignore[arg-type]
+    resumed = train.run(settings, tmp_path / "cut", resume=True).summary
+    assert resumed["model_sha256"] == whole["model_sha256"]
+    assert resumed["simulated_seconds"] == whole["simulated_seconds"] > 0.0
+    assert resumed["absent"] == whole["absent"] > 0

@@ -43,6 +43,7 @@ class Ledger:
     absent: int = 0
     refused: int = 0
     updates: int = 0
+    simulated_seconds: float = 0.0
 
     @property
     def uplink_bytes(self) -> int:
@@ -66,10 +67,10 @@ class Ledger:
 
 @dataclass
 class _Step:
-    """One step of a scheme under way: what each device's radio took, and the slowest computing. Units: seconds."""
+    """One step of a scheme under way: what each device's radio and its computing took. Units: seconds."""
 
     seconds: dict[int, float] = field(default_factory=dict)
-    compute_s: float = 0.0
+    busy: dict[int, float] = field(default_factory=dict)
     answered: int = 0
     refused: int = 0
 
@@ -105,6 +106,7 @@ class OverLink:
         }
         self.coding = coding or Coding()
         self._turn = (-1, 0)  # the round, and the exchanges made in it
+        self.seconds: dict[int, tuple[float, float]] = {}  # on air and computing, of each device in the last exchange
 
     @property
     def devices(self) -> tuple[int, ...]:
@@ -126,7 +128,8 @@ class OverLink:
         step = _Step()
         given = [join([self._deliver(*own, key, step) for own in self._split(*part)] or [gather({})]) for part in parts]
         self.ledger.air_seconds += max(step.seconds.values(), default=0.0)
-        self.ledger.compute_seconds += step.compute_s
+        self.ledger.compute_seconds += max(step.busy.values(), default=0.0)
+        self.seconds = {device: (air, step.busy.get(device, 0.0)) for device, air in step.seconds.items()}
         if step.refused and step.refused == step.answered:
             raise EngineError(
                 f"round {key.round}: all {step.refused} devices sent numbers that are not finite, so training "
@@ -154,7 +157,8 @@ class OverLink:
         replies = self.fleet.exchange(delivered, key=key, devices=reached) if reached else gather({})
         busy = self._compute(message, program, replies)
         answers = self._up(message.op, replies, program, key, step, busy)
-        step.compute_s = max(step.compute_s, *busy.values(), 0.0)
+        for device, busy_s in busy.items():
+            step.busy[device] = step.busy.get(device, 0.0) + busy_s
         self.ledger.absent += len(asked) - len(answers)
         if message.op in (Op.FIT, Op.BACKWARD):
             self.ledger.updates += len(answers)

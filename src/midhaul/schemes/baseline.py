@@ -26,7 +26,8 @@ def init_local(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
 
 def round_local(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server, dict[str, float]]:
     """Every device trains for a round's epochs and keeps what it learned."""
-    replies = fleet.exchange(kit.fit({}, train="whole", send="none"), key=key)
+    message = kit.fit({}, train="whole", send="none")
+    replies = fleet.exchange(message, devices=kit.cohort(fleet, key), key=key)
     return server, mean_loss(replies) if len(replies) else {}
 
 
@@ -98,6 +99,7 @@ LOCAL = Scheme(
     "none",
     (),
     (),
+    admits=("cohort", "stragglers", "dropout"),
 )
 POOLED = Scheme(
     "pooled",
@@ -112,4 +114,5 @@ POOLED = Scheme(
     (Kind.EXAMPLES, Kind.LABELS),
     (),
     large="teacher",
+    admits=(),
 )

@@ -8,7 +8,6 @@ ICLR 2021, algorithm 2: Adam on the server over the mean update.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from midhaul import rng, tree
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme, Work, evaluate_shared, load_all, mean_loss
+from midhaul.kit import PROPERTIES, Kit, Scheme, Work, evaluate_shared, load_all, mean_loss
 from midhaul.message import Message, Op, Replies
 from midhaul.server import Server
 
@@ -29,46 +28,36 @@ def init(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
     return Server(tree.without(whole, kit.program.personal))
 
 
-def train_cohort(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, mu: float, drop: bool) -> Replies | None:
-    """Asks a cohort to train; gives what came back, or None if nobody answered."""
-    epochs = kit.epochs_of(kit.cohort(fleet, key), key)
-    if drop:
-        epochs = {device: num for device, num in epochs.items() if num == kit.cfg.epochs}
-    if not epochs:
-        return None
+def train_cohort(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, mu: float = 0.0) -> Replies:
+    """Asks a cohort to train; gives what came back."""
     part = tree.select(server.tree, kit.program.sendable(kit.cfg.slice))
     message = kit.fit(part, train=kit.cfg.slice, send=kit.cfg.slice, proximal_mu=mu)
-    if kit.config.fleet.stragglers:
-        message = replace(message, each_settings={"epochs": tuple(epochs.values())})
-    up = fleet.exchange(message, devices=tuple(epochs), key=key)
-    return up if len(up) else None
+    return fleet.exchange(message, devices=kit.cohort(fleet, key), key=key)
 
 
-def average(
-    server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, mu: float, drop: bool
-) -> tuple[Server, dict[str, float]]:
+def average(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, mu: float) -> tuple[Server, dict[str, float]]:
     """One round: the mean of the devices' models by their numbers of examples is the next model."""
-    up = train_cohort(server, fleet, kit, key, mu=mu, drop=drop)
-    if up is None:
+    up = train_cohort(server, fleet, kit, key, mu=mu)
+    if not len(up):
         return server, {}
     return Server(tree.merge(server.tree, tree.weighted_mean(up.tree, up.weight))), mean_loss(up)
 
 
 def round_fedavg(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server, dict[str, float]]:
     """One round of federated averaging."""
-    return average(server, fleet, kit, key, mu=0.0, drop=kit.cfg.drop_stragglers)
+    return average(server, fleet, kit, key, mu=0.0)
 
 
 def round_fedprox(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server, dict[str, float]]:
     """One round of FedProx: nobody is dropped for being late."""
-    return average(server, fleet, kit, key, mu=kit.cfg.proximal_mu, drop=False)
+    return average(server, fleet, kit, key, mu=kit.cfg.proximal_mu)
 
 
 def round_fedadam(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server, dict[str, float]]:
     """One round of FedAdam."""
     cfg = kit.cfg
-    up = train_cohort(server, fleet, kit, key, mu=0.0, drop=cfg.drop_stragglers)
-    if up is None:
+    up = train_cohort(server, fleet, kit, key)
+    if not len(up):
         return server, {}
     now = tree.select(server.tree, up.tree)
     update = tree.subtract(tree.weighted_mean(up.tree, up.weight), now)
@@ -94,7 +83,15 @@ def work(cfg: SchemeConfig) -> tuple[Work, ...]:
     return (Work(Op.FIT, cfg.slice), Work(Op.PREDICT))
 
 
-_kin = partial(Scheme, family="FL", direction="tiny to tiny", init=init, evaluate=evaluate, work=work)
+_kin = partial(
+    Scheme, family="FL", direction="tiny to tiny", init=init, evaluate=evaluate, work=work, admits=PROPERTIES
+)
 FEDAVG = _kin(name="fedavg", title="federated averaging", source="McMahan et al. 2017", round=round_fedavg)
-FEDPROX = _kin(name="fedprox", title="FedAvg with a proximal term", source="Li et al. 2020", round=round_fedprox)
+FEDPROX = _kin(
+    name="fedprox",
+    title="FedAvg with a proximal term",
+    source="Li et al. 2020",
+    round=round_fedprox,
+    keeps_stragglers=True,
+)
 FEDADAM = _kin(name="fedadam", title="FedAvg with Adam on the server", source="Reddi et al. 2021", round=round_fedadam)

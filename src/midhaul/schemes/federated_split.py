@@ -63,9 +63,13 @@ FEDERATED_SPLIT = _kin(
     name="federated_split",
     title="SplitFed V2: device halves averaged, one server half",
     round=partial(round, copies=False),
+    admits=("cohort", "stragglers", "dropout", "weighting"),
 )
 FEDERATED_SPLIT_V1 = _kin(
-    name="federated_split_v1", title="SplitFed V1: both halves averaged", round=partial(round, copies=True)
+    name="federated_split_v1",
+    title="SplitFed V1: both halves averaged",
+    round=partial(round, copies=True),
+    admits=("cohort", "stragglers", "dropout"),
 )
 FEDERATED_SPLIT_V3 = _kin(
     name="federated_split_v3",

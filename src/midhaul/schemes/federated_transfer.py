@@ -15,6 +15,7 @@ from midhaul import rng, tree
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
 from midhaul.kit import (
+    PROPERTIES,
     Kit,
     Scheme,
     Work,
@@ -101,6 +102,7 @@ _kin = partial(
     large="teacher",
     needs_public=True,
     evaluate_large=evaluate_large,
+    admits=("cohort", "stragglers", "dropout", "weighting"),
 )
 FEDERATED_TRANSFER = _kin(
     name="federated_transfer",
@@ -109,6 +111,7 @@ FEDERATED_TRANSFER = _kin(
     round=round_head,
     evaluate=evaluate_shared,
     work=work_head,
+    admits=PROPERTIES,
 )
 FEDPER = _kin(
     name="fedper",

@@ -111,6 +111,7 @@ SPLIT = Scheme(
     (Kind.GRADIENTS, Kind.WEIGHTS),
     part="front",
     large="rear",
+    admits=("cohort", "stragglers", "dropout"),
 )
 SPLIT_U = Scheme(
     "split_u",
@@ -126,5 +127,6 @@ SPLIT_U = Scheme(
     (Kind.ACTIVATIONS, Kind.GRADIENTS, Kind.WEIGHTS),
     part="u",
     large="rear",
+    admits=("cohort", "stragglers", "dropout"),
     engines=("loop", "stacked"),
 )

@@ -35,7 +35,8 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
     """Every device fine-tunes its own copy and keeps it; nothing but a loss is sent."""
     if kit.cfg.tune == "none":
         return server, {}
-    replies = fleet.exchange(kit.fit({}, train=kit.cfg.tune, send="none", lr=kit.cfg.tune_lr), key=key)
+    message = kit.fit({}, train=kit.cfg.tune, send="none", lr=kit.cfg.tune_lr)
+    replies = fleet.exchange(message, devices=kit.cohort(fleet, key), key=key)
     return server, mean_loss(replies) if len(replies) else {}
 
 
@@ -66,4 +67,5 @@ TRANSFER = Scheme(
     large="teacher",
     needs_public=True,
     evaluate_large=evaluate_large,
+    admits=("cohort", "stragglers", "dropout"),
 )

@@ -1,0 +1,177 @@
+"""A fleet around a fleet over a link: who takes part in a round, how much of it they do, and how long it takes.
+
+All of it belongs to the run, whatever the scheme: absent devices aren't asked, stragglers are asked for fewer epochs,
+late ones are not waited for, and replies count by examples or all alike. The clock is simulated: an exchange lasts as
+long as the slowest device on air and computing, each at a speed of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from midhaul import rng
+from midhaul.config import Config
+from midhaul.errors import ConfigError
+from midhaul.fleet import Fleet, Part
+from midhaul.kit import Kit, Scheme
+from midhaul.message import Message, Op, Replies, Setting, gather
+from midhaul.runtime.over_link import Ledger
+
+
+class Metered(Fleet, Protocol):
+    """A fleet that says what an exchange took: seconds on air and computing of each device in the last one."""
+
+    ledger: Ledger
+    seconds: dict[int, tuple[float, float]]
+
+
+def check(scheme: Scheme, config: Config) -> None:
+    """Refuses what the scheme doesn't admit, by name. Raises: ConfigError."""
+    fleet = config.fleet
+    asked = {
+        "fleet.cohort": ("cohort", fleet.cohort != 1.0),
+        "fleet.stragglers": ("stragglers", fleet.stragglers > 0.0),
+        "fleet.dropout": ("dropout", fleet.dropout > 0.0),
+        "fleet.round_deadline_s": ("dropout", fleet.round_deadline_s > 0.0),
+        "fleet.weighting": ("weighting", fleet.weighting != "examples"),
+    }
+    for setting, (name, is_asked) in asked.items():
+        if is_asked and name not in scheme.admits:
+            admitted = ", ".join(scheme.admits) or "nothing of the kind"
+            raise ConfigError(
+                f"the scheme {scheme.name} doesn't admit {name}, which {setting} asks for (it admits {admitted}); "
+                "leave it at its default, or choose a scheme that admits it (`midhaul schemes`)"
+            )
+    drops = config.scheme.drop_stragglers and not scheme.keeps_stragglers
+    if fleet.stragglers and not drops and config.scheme.epochs < 2:
+        raise ConfigError("a straggler does 1 to scheme.epochs - 1 epochs; set scheme.epochs to at least 2")
+
+
+class Participation:
+    """A fleet whose devices may be absent from a round, late in it, or short of time. Round 0 waits for all.
+
+    `keeps_stragglers`: what a straggler did is taken, whatever scheme.drop_stragglers says.
+    """
+
+    def __init__(self, fleet: Metered, kit: Kit, *, keeps_stragglers: bool = False) -> None:
+        self.fleet = fleet
+        self.kit = kit
+        self.ledger = fleet.ledger
+        self.drops_stragglers = kit.cfg.drop_stragglers and not keeps_stragglers
+        self.seconds: dict[int, tuple[float, float]] = {}
+        self._round = -1
+        self._late: frozenset[int] = frozenset()
+        self._elapsed: dict[int, float] = {}  # of each device in this round
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        return self.fleet.devices
+
+    @property
+    def test_devices(self) -> tuple[int, ...]:
+        return self.fleet.test_devices
+
+    def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
+        """Asks those that take part; gives the replies that came in time."""
+        return self.exchange_parts([(message, self.devices if devices is None else devices)], key=key)[0]
+
+    def exchange_parts(self, parts: Sequence[Part], *, key: rng.Key) -> list[Replies]:
+        """Does so with several messages in one step."""
+        if key.round != self._round:
+            self._round, self._elapsed = key.round, {}
+            self._late = self._stragglers(key)
+        given = [gather({}) for _ in parts]
+        there: dict[int, Part] = {}
+        for number, (message, devices) in enumerate(parts):
+            places = [place for place, device in enumerate(devices) if self._takes_part(device, message, key)]
+            if places:
+                near = [devices[place] for place in places]
+                there[number] = self._shortened(message.of_places(places), near, key), near
+        self.seconds = {}
+        if there:
+            replies = self.fleet.exchange_parts(list(there.values()), key=key)
+            self._tick(key)
+            for number, answer in zip(there, replies, strict=True):
+                given[number] = self._counted(parts[number][0].op, self._in_time(answer, key))
+        return given
+
+    def speed(self, device: int, seed: int) -> float:
+        """Gives how many times its seconds a device takes, the same for the whole run."""
+        spread = self.kit.config.fleet.speed_spread
+        return math.exp(spread * float(rng.normal(rng.key(seed, 0, device, rng.Use.SPEED), 1)[0])) if spread else 1.0
+
+    def _takes_part(self, device: int, message: Message, key: rng.Key) -> bool:
+        fleet = self.kit.config.fleet
+        if not key.round:
+            return True
+        if device in self._late:
+            if self.drops_stragglers:
+                return False
+            epoch = int(message.settings.get("epoch", 0))
+            if message.op == Op.FORWARD and epoch and epoch >= self._share(device, self.kit.cfg.epochs, key):
+                return False
+        is_absent = fleet.dropout and rng.uniform(rng.key(key.seed, key.round, device, rng.Use.ABSENCE), 1)[0] < (
+            fleet.dropout
+        )
+        is_over = self._elapsed.get(device, 0.0) > self._deadline(key)
+        self.ledger.absent += bool(is_absent or is_over)
+        return not (is_absent or is_over)
+
+    def _stragglers(self, key: rng.Key) -> frozenset[int]:
+        """Gives those of the round's cohort that have time for only some of their work.
+
+        Source: Li et al., "Federated optimization in heterogeneous networks", MLSys 2020, section 5.2.
+        """
+        if not (self.kit.config.fleet.stragglers and key.round):
+            return frozenset()
+        cohort = self.kit.cohort(self.fleet, key)
+        order = rng.permutation(key._replace(use=int(rng.Use.WORK)), len(cohort))
+        return frozenset(cohort[place] for place in order[: round(self.kit.config.fleet.stragglers * len(cohort))])
+
+    def _share(self, device: int, full: int, key: rng.Key) -> int:
+        """Gives for how much of its work a straggler has time: at least 1, and less than all."""
+        stream = rng.key(key.seed, key.round, device, rng.Use.WORK)
+        return 1 + int(rng.integers(stream, 1, max(full - 1, 1))[0])
+
+    def _shortened(self, message: Message, devices: list[int], key: rng.Key) -> Message:
+        """Gives the message that asks stragglers for fewer epochs, or fewer steps where the work is told in steps."""
+        if message.op != Op.FIT or not self._late & set(devices):
+            return message
+        asked = [message.for_device(place).settings for place in range(len(devices))]
+        name = "steps" if any(settings.get("steps") for settings in asked) else "epochs"
+        full = [int(settings.get(name, 1)) for settings in asked]
+        short: tuple[Setting, ...] = tuple(
+            self._share(device, num, key) if device in self._late else num
+            for device, num in zip(devices, full, strict=True)
+        )
+        return replace(message, each_settings={**message.each_settings, name: short})
+
+    def _tick(self, key: rng.Key) -> None:
+        """Moves the clock on by the slowest device of a step, or to the deadline."""
+        speeds = {device: self.speed(device, key.seed) for device in self.fleet.seconds}
+        self.seconds = {d: (air * speeds[d], busy * speeds[d]) for d, (air, busy) in self.fleet.seconds.items()}
+        deadline, longest = self._deadline(key), 0.0
+        for device, spent in self.seconds.items():
+            before = self._elapsed.get(device, 0.0)
+            self._elapsed[device] = before + sum(spent)
+            longest = max(longest, min(self._elapsed[device], deadline) - before)
+        self.ledger.simulated_seconds += longest
+
+    def _deadline(self, key: rng.Key) -> float:
+        return (self.kit.config.fleet.round_deadline_s if key.round else 0.0) or math.inf
+
+    def _in_time(self, replies: Replies, key: rng.Key) -> Replies:
+        """Gives the replies of those that the round waits for."""
+        deadline = self._deadline(key)
+        places = [place for place, device in enumerate(replies.devices) if self._elapsed[device] <= deadline]
+        self.ledger.absent += len(replies) - len(places)
+        return replies if len(places) == len(replies) else replies.of_places(places)
+
+    def _counted(self, op: Op, replies: Replies) -> Replies:
+        """Gives the replies as a mean is to count them: by their examples, or all alike."""
+        if self.kit.config.fleet.weighting == "examples" or op not in (Op.FIT, Op.READ):
+            return replies
+        return replace(replies, weight=(replies.weight > 0.0).to(replies.weight.dtype))
