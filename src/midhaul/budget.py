@@ -33,6 +33,7 @@ from midhaul.link.air import Air
 from midhaul.message import Op
 from midhaul.models import count, slices, trace
 from midhaul.models.translate import translate
+from midhaul.rules import PLAIN, Cost
 
 SPECS = ("whole", "body", "head", "bias")
 _SLICE = "slice"
@@ -160,6 +161,7 @@ def plan(
     cut: str = "",
     is_tail: bool = False,
     resident_bytes: int = 0,
+    learning: Cost = PLAIN,
     compiler: str = footprint.DEFAULT,
 ) -> Budget:
     """Gives what an op needs.
@@ -171,8 +173,9 @@ def plan(
     are of the device's half of a split model: `module` is that half, or the whole model with its `cut`; BACKWARD with
     nothing named trains all of it. `is_tail` is for BACKWARD of the last part of a U-shaped split, whose input
     [batch, ...] comes from the server and whose input's gradient goes back in its place. `resident_bytes` is SRAM that
-    something else keeps all the while, such as the other part of a U shape. `compiler`, gcc or zig, is what the
-    firmware is built by; instructions are gcc's.
+    something else keeps all the while, such as the other part of a U shape. `learning` is what the rule that a device
+    trains by takes beside plain SGD (`midhaul.rules`); the device runtime has no such rule yet. `compiler`, gcc or zig,
+    is what the firmware is built by; instructions are gcc's.
     Raises: BudgetError for a model that can't be traced, SliceError for a cut or a name that the model lacks.
     """
     if batch < 1 or num_examples < 0 or num_rows < 0:
@@ -195,7 +198,10 @@ def plan(
     else:
         placed, blob_bytes = _planned(compiled, op, num_rows), len(compiled.data)
     counted = None
-    if compiled is not None and instructions.is_known(board.core):
+    if learning != PLAIN:
+        placed += _for_rule(module, names, learning, placed)
+        done, why = work(board, round(done.macs * learning.passes)), "the rule isn't run by the device runtime yet"
+    elif compiled is not None and instructions.is_known(board.core):
         counted, seconds = _counted(compiled, board, op, batch, num_examples, momentum, keeps_start)
         done = Work(done.macs, seconds, seconds * board.active_w)
     return Budget(
@@ -223,6 +229,7 @@ def of_slices(
     num_rows: int = 1,
     momentum: bool = False,
     keeps_start: bool = False,
+    learning: Cost = PLAIN,
 ) -> dict[str, Budget]:
     """Gives the budget of each slice in `SPECS`, the one with the fewest trained parameters first."""
     sizes = {name: value.numel() for name, value in module.named_parameters()}
@@ -244,6 +251,7 @@ def of_slices(
             num_rows=num_rows,
             momentum=momentum,
             keeps_start=keeps_start,
+            learning=learning,
         )
 
     return {spec: of(spec) for spec in order}
@@ -292,6 +300,7 @@ def require(
     num_rows: int = 1,
     momentum: bool = False,
     keeps_start: bool = False,
+    learning: Cost = PLAIN,
     enforce: bool = True,
 ) -> Budget:
     """Gives the budget of an op that fits its board, or with `enforce` off that of one that may not.
@@ -310,6 +319,7 @@ def require(
         num_rows=num_rows,
         momentum=momentum,
         keeps_start=keeps_start,
+        learning=learning,
         cut=cut,
     )
     if found.fits or not enforce:
@@ -320,7 +330,7 @@ def require(
             f"{subject} needs {found.flash_bytes:,} B of flash on {board.name} ({board.flash_bytes:,} B): "
             f"{over:,} B over; {'cut it earlier, or ' if cut else ''}choose a smaller model or a larger board"
         )
-    advice = _advice(module, input_shape, board, op, cut, batch, num_rows, momentum, keeps_start)
+    advice = _advice(module, input_shape, board, op, cut, batch, num_rows, momentum, keeps_start, learning)
     raise BudgetError(
         f"{subject} needs {found.sram_bytes:,} B of SRAM on {board.name} ({board.sram_bytes:,} B): "
         f"{found.over_sram_bytes:,} B over; {advice}"
@@ -345,6 +355,7 @@ def _advice(
     num_rows: int,
     momentum: bool,
     keeps_start: bool,
+    learning: Cost,
 ) -> str:
     if cut:
         what, budgets = "cut", of_cuts(module, input_shape, board, batch=batch, num_rows=num_rows, momentum=momentum)
@@ -359,6 +370,7 @@ def _advice(
             num_rows=num_rows,
             momentum=momentum,
             keeps_start=keeps_start,
+            learning=learning,
         )
     else:
         return "choose a smaller model or a larger board"
@@ -468,6 +480,19 @@ def _persistent(
     roles += ["start"] if keeps_start else []
     roles += ["gradient sum"] if op in _TRAINING else []
     return [Buffer(f"{role} {name}", sizes[name], 0, end) for role in roles for name in names]
+
+
+def _for_rule(
+    module: nn.Module, names: tuple[str, ...], learning: Cost, placed: tuple[Buffer, ...]
+) -> tuple[Buffer, ...]:
+    """Gives what a rule keeps behind all else: copies of the trained weights, and activations once more."""
+    at, end, sizes = arena.peak(placed), _end(placed), dict(module.named_parameters())
+    copy = plans.rounded(ELEMENT_BYTES * sum(sizes[name].numel() for name in names))
+    found = [Buffer(f"copy {number} of the weights", copy, 0, end) for number in range(1, learning.copies + 1)]
+    if learning.tangents:
+        lasting = sum(buffer.bytes for buffer in placed if (buffer.first, buffer.last) == (0, end))
+        found.append(Buffer("activations of the second derivative", at - lasting, 0, end))
+    return tuple(replace(b, offset=at + sum(other.bytes for other in found[:place])) for place, b in enumerate(found))
 
 
 def _end(buffers: Iterable[Buffer]) -> int:

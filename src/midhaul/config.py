@@ -180,6 +180,23 @@ class SchemeConfig:
     body_cut: str = option("", "federated_transfer, body = cut: the large model's layer; empty: its first cut point")
     features: int = option(32, "split_u: width of what the server sends back to the device's tail", low=1)
     head_epochs: int = option(1, "fedrep: epochs on the head before the body", low=1)
+    inner_lr: float = option(0.05, "FML: learning rate of the inner loop, and of a new device that adapts", low=0.0)
+    inner_steps: int = option(5, "FML: steps of the inner loop (Per-FedAvg has one)", low=0)
+    support: float = option(
+        0.5,
+        "FML: rows of a step that the inner loop sees, the others are the query: a share below 1, or a number; "
+        "0: all are both",
+        low=0.0,
+    )
+    meta_optimizer: str = option(
+        "mean",
+        "FML: how the server steps: towards the mean of the devices' models, or by Adam",
+        choices=("mean", "adam"),
+    )
+    meta_lr: float = option(1.0, "FML: the share of the way to that mean, or Adam's learning rate", above=0.0)
+    meta_anneal: bool = option(False, "FML: meta_lr falls to nothing along a line over the run's rounds")
+    moreau: float = option(15.0, "pfedme: how strongly the shared model pulls the personal one (lambda)", above=0.0)
+    difference_step: float = option(1e-3, "per_fedavg_hf: how far the finite difference looks", above=0.0)
     adapt_epochs: int = option(5, "epochs that a held-out device adapts its own slice (data.adapt > 0)", low=1)
     pooled_model: str = option("large", "pooled: which model is trained", choices=("large", "tiny"))
 

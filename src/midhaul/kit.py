@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from midhaul import rng, tree
+from midhaul import rng, rules, tree
 from midhaul.config import Config, SchemeConfig
 from midhaul.errors import EngineError, ModelError
 from midhaul.fleet import Fleet, Group
@@ -105,10 +105,13 @@ class Kit:
 
 @dataclass(frozen=True)
 class Work:
-    """Something that a scheme asks of a device, for the budget: an op, and the slice that it trains."""
+    """Something that a scheme asks of a device, for the budget: an op, the slice that it trains, and what the rule that
+    it trains by takes beside plain SGD.
+    """
 
     op: Op
     train: str = "none"
+    learning: rules.Cost = rules.PLAIN
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class Scheme:
     are the kinds of tensors that cross the link in rounds; the contract suite holds `up` to what the link counted.
     `part` is what of the tiny model lies on a device: whole, front (up to the cut), u (front and tail), or local (whole
     too, but FORWARD ends at the cut, and what lies behind it is an auxiliary head for a loss on the device).
+    `rates`: the device holds a learning rate beside each parameter (Meta-SGD).
     `large` says what the server's model is: none, a teacher that sees examples, the rear behind the cut.
     `evaluate_large` tests the large model by itself; a scheme that has it is tested before its first round too, so that
     a run tells what each of the two models gained. On firmware it speaks to the simulation, which has every device's
@@ -142,6 +146,7 @@ class Scheme:
     up: tuple[Kind, ...] = (Kind.WEIGHTS,)
     down: tuple[Kind, ...] = (Kind.WEIGHTS,)
     part: str = "whole"
+    rates: bool = False
     large: str = "none"
     needs_public: bool = False
     evaluate_large: Callable[[Server, Fleet, Kit, rng.Key], Replies] | None = None
@@ -277,6 +282,34 @@ def evaluate_halves(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Rep
     correct = ((out.argmax(-1) == y) & valid).sum(1).double()
     metrics = {"rows": counts, "loss": loss.sum(1) / counts.clamp(min=1.0), "correct": correct}
     return Replies(up.devices, {}, up.rows, counts, metrics)
+
+
+def evaluate_adapted(
+    server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, train: str, **settings: Setting
+) -> Replies:
+    """Tests the shared model as each test device adapts it, for `adapt_epochs` steps on all of its few rows at once.
+
+    A new device adapts on what `data.adapt` gives it; one that tests on rows of its own adapts on its training rows.
+    """
+    rows = "train" if fleet.test_devices == fleet.devices else "adapt"
+    plain: Settings = {"batch": 0, "epochs": kit.cfg.adapt_epochs, "momentum": 0.0, "weight_decay": 0.0, "rows": rows}
+    adapting = kit.fit({}, train=train, send="none", **{**plain, **settings}).settings
+    return fleet.exchange(Message(Op.ADAPT, server.tree, settings=adapting), key=key, devices=fleet.test_devices)
+
+
+def step_towards(server: Server, up: Replies, kit: Kit, key: rng.Key) -> Server:
+    """Gives the server after a step towards the mean of the devices' trees, in which each device counts alike.
+
+    With `meta_optimizer` mean it goes the share `meta_lr` of the way; with adam the way there is Adam's gradient.
+    """
+    cfg, mean = kit.cfg, tree.weighted_mean(up.tree, torch.ones(len(up)))
+    share = cfg.meta_lr * (1.0 - (key.round - 1) / kit.config.run.rounds if cfg.meta_anneal else 1.0)
+    if cfg.meta_optimizer == "mean":
+        return replace(server, tree=tree.zip_with(server.tree, mean, lambda now, there: now.lerp(there, share)))
+    adam = Optimizer("adam", cfg.meta_lr)
+    memory = server.state["adam"] if "adam" in server.state else adam.init(server.tree)
+    moved, memory = adam.step(server.tree, tree.subtract(server.tree, mean), memory, share)
+    return replace(server, tree=moved).keeping(adam=memory)
 
 
 def mean_loss(*replies: Replies) -> dict[str, float]:

@@ -49,6 +49,8 @@ def batches(key: rng.Key, num_rows: int, settings: Mapping[str, Any]) -> Iterato
     `batch` 0 is all rows; `steps` > 0 is that many steps, over as many epochs as they need, instead of `epochs`. `step`
     and `epoch` are where to begin, for an op that goes on where another left off.
     """
+    if not num_rows:
+        return
     size = int(settings.get("batch", 0)) or num_rows
     steps, made, epoch = int(settings.get("steps", 0)), 0, int(settings.get("epoch", 0))
     begin = size * int(settings.get("step", 0))

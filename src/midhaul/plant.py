@@ -32,6 +32,7 @@ from midhaul.models.augment import Rotation
 from midhaul.models.entry import Entry
 from midhaul.models.int8 import Int8Front
 from midhaul.models.prepare import Prepared, prepare
+from midhaul.models.rates import WithRates
 from midhaul.program import Examples, Indices, Population, Program
 from midhaul.runtime import firmware, participation
 from midhaul.runtime.blobs import DeviceBlobs
@@ -112,6 +113,11 @@ def build(
     start = rng.key(config.run.seed, 0, rng.SERVER, rng.Use.INIT)
     models = _tiny_models(config, chosen, data, module, start)
     prepared = next(iter(models.values()))
+    if prepared.personal and chosen.family == "FML":
+        raise ConfigError(
+            f"the scheme {chosen.name} can't keep norms on the devices: a new one that adapts has none; "
+            "set tiny.norm to group"
+        )
     held = variants.boards(config.fleet.board, len(federation.train))
     dealt = _deal(config, chosen, prepared, held, data, federation, start)
     if chosen.differs == "rank":
@@ -361,6 +367,8 @@ def _parts(
             config = config.replace(scheme_body_cut=layer)
             whole = _behind_body(slices.cut(rear, layer, shape)[0], shape, classes, start)
             return config, Program(whole, shape), rear
+        if scheme.rates:
+            whole = WithRates(whole, config.scheme.inner_lr)
         return config, Program(whole, shape, personal=prepared.personal), rear
     layer = deepest or config.scheme.cut or _first_cut(whole, shape)
     if not deepest:
@@ -502,6 +510,7 @@ def _need(
             num_rows=num_rows,
             momentum=cfg.momentum > 0.0,
             keeps_start=config.privacy.clip > 0.0 or (scheme.name == "fedprox" and cfg.proximal_mu > 0.0),
+            learning=work.learning,
             enforce=enforce,
         )
         for work in scheme.work(cfg)

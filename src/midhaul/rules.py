@@ -24,10 +24,10 @@ from torch import Tensor
 
 from midhaul.errors import EngineError, nearest
 from midhaul.message import Settings
+from midhaul.models.rates import MODEL, RATES
 from midhaul.program import Indices
 from midhaul.tree import Tree
 
-MODEL, RATES = "model.", "rates."  # the two halves of a tree that holds a learning rate for each parameter
 Loss = Callable[[Tree, Indices], Tensor]
 Rule = Callable[[Loss, Tree, tuple[Indices, ...], tuple[str, ...], Settings], tuple[Tree, Tensor]]
 
@@ -44,6 +44,9 @@ class Cost:
     passes: float = 1.0
     copies: int = 0
     tangents: bool = False
+
+
+PLAIN = Cost()
 
 
 def name_of(settings: Settings) -> str:
@@ -98,8 +101,8 @@ def cost(settings: Settings) -> Cost:
     if rule == "maml" and int(settings.get("order", 1)) == 2:
         return Cost(3.0 * steps * inner + query, copies=1 + steps, tangents=True)
     return {
-        "sgd": Cost(),
-        "rates": Cost(),
+        "sgd": PLAIN,
+        "rates": PLAIN,
         "maml": Cost(steps * inner + query, copies=1),
         "difference": Cost(3.0 * inner + query, copies=2),
         "moreau": Cost(float(steps), copies=1),

@@ -17,6 +17,7 @@ from midhaul.kit import Kit, Scheme
 from midhaul.link import radio
 from midhaul.models import slices
 from midhaul.models.adapters import add_lora
+from midhaul.models.rates import WithRates
 from midhaul.program import Examples, Population, Program
 from midhaul.runtime.blobs import DeviceBlobs
 from midhaul.runtime.firmware import Firmware
@@ -89,7 +90,7 @@ def setting(scheme: Scheme, *, own_test: bool = False, **changes: object) -> tup
         tail = nn.Sequential(nn.ReLU(), nn.Linear(config.scheme.features, CLASSES))
     shape = (FEATURES,)
     program = {
-        "whole": lambda: Program(whole, shape),
+        "whole": lambda: Program(WithRates(whole, config.scheme.inner_lr) if scheme.rates else whole, shape),
         "front": lambda: Program(front, shape),
         "u": lambda: Program(front, shape, tail=tail),
         "local": lambda: Program(whole, shape, front=front),

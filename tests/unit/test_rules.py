@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from midhaul import ops, rng, rules
+from midhaul import budget, ops, rng, rules
+from midhaul.devices import profiles
 from midhaul.errors import EngineError
 from midhaul.message import Message, Op
 from midhaul.program import Indices, Population, Program
@@ -159,3 +160,28 @@ def test_mamls_gradient_against_finite_differences(on: str, inner: str) -> None:
             step[place] = 1e-5
             ends = [after({**weights, name: weights[name] + sign * step}) for sign in (1.0, -1.0)]
             assert found[place].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-8)
+
+
+def test_what_a_rule_takes_of_a_device() -> None:
+    """Passes a row of a step: two steps of a support of a quarter and a query of the rest; all rows both with 0."""
+    first = {**MAML, "inner_steps": 2, "support": 0.25}
+    assert rules.cost(PLAIN) == rules.PLAIN
+    assert rules.cost(first) == rules.Cost(2 * 0.25 + 0.75, copies=1)
+    assert rules.cost({**first, "support": 0}) == rules.Cost(3.0, copies=1)
+    assert rules.cost({**first, "support": 4, "batch": 16}) == rules.cost(first)
+    assert rules.cost({**first, "order": 2}) == rules.Cost(3 * 2 * 0.25 + 0.75, copies=3, tangents=True)
+    assert rules.cost({**first, "rule": "difference"}) == rules.Cost(3 * 0.25 + 0.75, copies=2)
+    assert rules.cost({**first, "rule": "moreau"}) == rules.Cost(2.0, copies=1)
+    module, board = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), profiles.get("stm32l4")
+    names = [name for name, _ in module.named_parameters()]
+    plain, near, exact = (
+        budget.plan(module, (6,), board, Op.FIT, train=names, learning=learning)
+        for learning in (rules.PLAIN, rules.cost(first), rules.cost({**first, "order": 2}))
+    )
+    weights = 4 * (6 * 8 + 8 + 8 * 3 + 3)  # 332 bytes, of which the arena makes 336
+    assert near.sram_bytes - plain.sram_bytes == weights + 4
+    activations = exact.sram_bytes - plain.sram_bytes - 3 * (weights + 4)
+    assert 4 * 8 <= activations <= 4 * (6 + 8 + 8 + 3)  # one layer writes over another's input
+    assert near.macs == round(1.25 * plain.macs)
+    assert plain.estimate == ""
+    assert "rule isn't run by the device runtime" in exact.estimate

@@ -43,7 +43,14 @@ STYLES: dict[str, Style] = {
     "fedgkt": Style("#B5651D", "D", (4, 1.5)),
     "heterofl": Style("#6A8F3C", "v", (7, 1.5)),
     "fedrolex": Style("#3F6F9F", "D", (7, 1.5)),
-    "federated_meta": Style("#84842B", "s", (5, 1.5, 1, 1.5)),
+    "maml": Style("#84842B", "o", (9, 2)),
+    "fomaml": Style("#6B6B16", "s", (9, 2)),
+    "meta_sgd": Style("#9A7D0A", "D", (9, 2)),
+    "anil": Style("#4F7A1F", "^", (9, 2)),
+    "reptile": Style("#2F7D5B", "v", (9, 2)),
+    "per_fedavg": Style("#A8483E", "o", (9, 2, 3, 2)),
+    "per_fedavg_hf": Style("#8C2F4B", "s", (9, 2, 3, 2)),
+    "pfedme": Style("#5A3E99", "D", (9, 2, 3, 2)),
     "federated_foundation": Style("#2A8F88", "^", (2, 1.5)),
 }
 _SPARE: tuple[Style, ...] = (

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from midhaul import budget, rng
+from midhaul import budget, rng, rules
 from midhaul.devices.profiles import Board
 from midhaul.errors import EngineError, FrameError
 from midhaul.fleet import Fleet, Group, Part
@@ -259,7 +259,8 @@ class OverLink:
         if is_tail and program.tail is not None:
             layers = count.layers(program.tail, tuple(message.each["z"].shape[2:]))
             trained = tuple(name.removeprefix("tail.") for name in program.names("tail"))
-        macs = budget.macs_per_example(layers, message.op, trained, is_tail=is_tail)
+        passes = rules.cost(message.settings).passes if message.op == Op.FIT else 1.0
+        macs = passes * budget.macs_per_example(layers, message.op, trained, is_tail=is_tail)
         rows = replies.metrics.get("rows", torch.zeros(len(replies))).tolist()
         return {device: self._busy(device, num * macs) for device, num in zip(replies.devices, rows, strict=True)}
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from midhaul.kit import Scheme
 from midhaul.schemes.baseline import LOCAL, POOLED
 from midhaul.schemes.federated import FEDADAM, FEDAVG, FEDPROX
+from midhaul.schemes.federated_meta import ANIL, FOMAML, MAML, META_SGD, REPTILE
 from midhaul.schemes.federated_split import FEDERATED_SPLIT, FEDERATED_SPLIT_V1, FEDERATED_SPLIT_V3
 from midhaul.schemes.federated_transfer import FEDERATED_TRANSFER, FEDPER, FEDREP
 from midhaul.schemes.group_knowledge import FEDGKT
 from midhaul.schemes.group_split import GROUP_SPLIT
 from midhaul.schemes.local_loss_split import CSE_FSL
+from midhaul.schemes.personal_meta import PER_FEDAVG, PER_FEDAVG_HF, PFEDME
 from midhaul.schemes.split import SPLIT, SPLIT_U
 from midhaul.schemes.transfer import TRANSFER
 from midhaul.schemes.width import FEDROLEX, HETEROFL
@@ -36,5 +38,13 @@ SCHEMES: dict[str, Scheme] = {
         GROUP_SPLIT,
         CSE_FSL,
         FEDGKT,
+        MAML,
+        FOMAML,
+        META_SGD,
+        ANIL,
+        REPTILE,
+        PER_FEDAVG,
+        PER_FEDAVG_HF,
+        PFEDME,
     )
 }
