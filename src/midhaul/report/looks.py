@@ -37,7 +37,7 @@ STYLES: dict[str, Style] = {
     "fedrep": Style("#9C7A3C", "D", (5, 1.5, 1, 1.5)),
     "split_u": Style("#117733", "o", (2, 1.5)),
     "federated_split_v1": Style("#8E3FA8", "s", (4, 1.5)),
-    "federated_split_v3": Style("#A64D79", "^", (5, 1.5, 1, 1.5)),
+    "federated_split_v3": Style("#A64D79", "^", (4, 1.5)),
     "group_split": Style("#55782F", "s", (3, 1, 1, 1)),
     "cse_fsl": Style("#2F6F9F", "^", (1.5, 1.5)),
     "fedgkt": Style("#B5651D", "D", (4, 1.5)),
