@@ -30,6 +30,7 @@ options = { hidden = 32, depth = 1 }
 lr = 0.1
 distill_epochs = 2
 width_mix = "1,0.5"
+inner_steps = 1
 [run]
 rounds = 2
 """
