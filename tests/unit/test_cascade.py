@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from midhaul import config as settings
-from midhaul import train
+from midhaul import report, train
 from midhaul.cli import main
 from midhaul.config import Config
 from midhaul.devices import profiles
@@ -33,6 +35,8 @@ from midhaul.inference.stages import (
 )
 from midhaul.link import radio
 from midhaul.models import slices
+from midhaul.report.looks import GATE_STYLES
+from midhaul.report.runs import GATES, read_run
 from midhaul.server import predict
 
 BOARD = profiles.get("stm32l4")
@@ -337,6 +341,50 @@ def test_a_module_of_ones_own_is_given_again(tmp_path: Path) -> None:
     assert cascade(tmp_path / "run", module=Own()).chosen.test.accuracy > 0.5
     with pytest.raises(MidhaulError, match="is to be given that module again"):
         cascade(tmp_path / "run")
+
+
+# The report
+
+
+def test_the_report_has_the_trade_off_of_a_run_that_was_asked(federated: Path, tmp_path: Path) -> None:
+    found = cascade(federated)
+    page = report.write([federated], tmp_path / "report.html").read_text()
+    assert "<h2>Answering together</h2>" in page
+    for over in ("bytes", "joules", "seconds"):
+        assert f'id="s1-c0-{over}-' in page, over
+    assert page == report.write([federated], tmp_path / "again.html").read_text()
+    assert tuple(found.curves) == tuple(GATE_STYLES) == gate.GATES == GATES
+    spots = read_run(federated).cascade
+    assert spots is not None
+    assert [(spot.name, spot.accuracy, spot.chosen) for spot in spots.spots] == [
+        (row.name, row.test.accuracy, row is found.chosen) for row in found.rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "words"),
+    [
+        (("rows", 0, "accuracy"), 1.5, "'accuracy' is 1.5, not a number from 0 to 1"),
+        (("rows", 0, "bytes"), -1.0, "'bytes' is -1.0, not a finite number"),
+        (("rows", 0, "thresholds"), "0.5", "'thresholds' is '0.5', not a list"),
+        (("curves", "psychic"), [], "unknown gate 'psychic'"),
+        (("goal",), 3, "'goal' is 3, not a line of text"),
+    ],
+)
+def test_a_damaged_cascade_is_refused(
+    where: tuple[Any, ...], value: object, words: str, federated: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(federated, folder)
+    cascade(folder)
+    whole = json.loads((folder / "cascade.json").read_text())
+    inner = whole
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    (folder / "cascade.json").write_text(json.dumps(whole))
+    with pytest.raises(MidhaulError, match=re.escape(words)):
+        report.write([folder], tmp_path / "report.html")
 
 
 # The command line

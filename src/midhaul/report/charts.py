@@ -19,9 +19,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from midhaul.report.groups import Group, Point
-from midhaul.report.looks import KIND_COLOURS, KIND_HATCHES, Style
-from midhaul.report.runs import KINDS, Round, Run
-from midhaul.units import format_bytes, format_joules
+from midhaul.report.looks import GATE_STYLES, KIND_COLOURS, KIND_HATCHES, Style
+from midhaul.report.runs import KINDS, Cascade, Round, Run
+from midhaul.units import format_bytes, format_joules, format_seconds
 
 WIDTH_IN, HEIGHT_IN = 5.6, 3.7
 STRIP_DEVICES = 150  # more devices than this are thinned out in a strip
@@ -54,6 +54,11 @@ _AXES: dict[str, tuple[str, Callable[[Round], float]]] = {
     "rounds": ("rounds", lambda r: float(r.round)),
     "bytes": ("bytes on the air, up and down, all devices (log)", lambda r: float(r.link_bytes)),
     "joules": ("energy of all devices, radio and computing (log)", lambda r: r.device_joules),
+}
+_QUERY_AXES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "bytes": ("bytes on the link, up and down, mean of a query", format_bytes),
+    "joules": ("energy of the device, mean of a query", format_joules),
+    "seconds": ("time to the answer, mean of a query", format_seconds),
 }
 
 
@@ -176,6 +181,54 @@ def crossed(groups: Sequence[Group], direction: str, name: str) -> str:
         axes.set_xlabel(f"share of the bytes {'from' if direction == 'up' else 'to'} the devices (%), and the bytes")
 
     return _svg(draw, name, _height(groups), f"Kinds of bytes sent {direction}")
+
+
+def tradeoff(cascade: Cascade, over: str, name: str) -> str:
+    """Gives a cascade's accuracy against "bytes", "joules" or "seconds" of a query, a line for each gate.
+
+    A diamond is one model by itself, the ring the thresholds that were chosen. What costs far more than the rest is
+    told at the right edge.
+    """
+    axis, show = _QUERY_AXES[over]
+    chosen = next((spot for spot in cascade.spots if spot.chosen), None)
+    alone = [spot for spot in cascade.spots if not spot.gate]
+    drawn = [spot for curve in cascade.curves.values() for spot in curve]
+    end = 1.08 * max(getattr(spot, over) for spot in drawn) or 1.0
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for gate, curve in cascade.curves.items():
+            look, ordered = GATE_STYLES[gate], sorted(curve, key=lambda spot: (getattr(spot, over), spot.accuracy))
+            x, y = [getattr(spot, over) for spot in ordered], [100 * spot.accuracy for spot in ordered]
+            style, every = (0, look.dash) if look.dash else "-", max(1, len(x) // 7)
+            axes.plot(x, y, color=look.colour, ls=style, lw=1.5, marker=look.marker, ms=4, mew=0, markevery=every)
+        for spot in alone:
+            cost, height = getattr(spot, over), 100 * spot.accuracy
+            text = spot.name if cost <= end else f"{spot.name}: {show(cost)} \u2192"
+            place = min(cost, end)
+            axes.plot([place], [height], "D", ms=6, color=_DARK, mec="white", mew=0.8, clip_on=False, zorder=5)
+            right = place > 0.6 * end
+            axes.annotate(
+                text,
+                (place, height),
+                (4, -8) if cost > end else (-7, 8) if right else (10, -2),
+                textcoords="offset points",
+                ha="right" if right else "left",
+                va="top" if cost > end else "bottom" if right else "center",
+                fontsize=8,
+                annotation_clip=False,
+            )
+        if chosen is not None:
+            at = [getattr(chosen, over)], [100 * chosen.accuracy]
+            axes.plot(*at, "o", ms=12, mfc="none", mec=_RED, mew=1.8, clip_on=False, zorder=6)
+        axes.set_xlim(0.0, end)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 0.08 * (high - low))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _neat(show(value))))
+        axes.set(xlabel=axis, ylabel="accuracy on the test rows (%)")
+
+    return _svg(draw, name, HEIGHT_IN, f"Accuracy against {axis}")
 
 
 def arena(run: Run, name: str) -> str:

@@ -63,6 +63,14 @@ _SPARE: tuple[Style, ...] = (
     Style("#8A6D00", "o", (3, 1, 1, 1)),
 )
 
+# The gates of a cascade.
+GATE_STYLES: dict[str, Style] = {
+    "probability": Style("#0072B2", "o"),
+    "entropy": Style("#C84E00", "s", (5, 1.5)),
+    "margin": Style("#009E73", "D", (2, 1.5)),
+    "learned": Style("#882255", "^", (5, 1.5, 1, 1.5)),
+}
+
 # What tells of the model is blue; what a person could read is warm and hatched.
 KIND_COLOURS: dict[str, str] = {
     "weights": "#B3CDE3",

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from midhaul.report import charts
 from midhaul.report.css import CSS
 from midhaul.report.groups import Group, Row, Study, differing
-from midhaul.report.looks import KIND_COLOURS, KIND_HATCHES, MARKER_PATHS, Style, styles
+from midhaul.report.looks import GATE_STYLES, KIND_COLOURS, KIND_HATCHES, MARKER_PATHS, Style, styles
 from midhaul.report.prose import crossing, findings, what_was_run
-from midhaul.report.runs import EVENTS, KINDS, Run
+from midhaul.report.runs import EVENTS, KINDS, Cascade, Run
 from midhaul.units import format_bytes, format_joules, format_seconds
 
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -58,6 +58,7 @@ def _study(study: Study, name: str, with_heading: bool) -> str:
     parts += [_accuracy(study, looks, name), _each_device(study, looks)]
     parts += ["<h2>Memory of a device</h2>", _memory(study, looks, name)]
     parts += ["<h2>What crossed the link</h2>", _crossed(study, name)]
+    parts.append(_together(study, looks, name))
     if not several:
         parts.append(_arena(study.groups[0].runs[0], name))
     parts.append(_happened(study, looks))
@@ -144,6 +145,72 @@ def _crossed(study: Study, name: str) -> str:
     return (
         f'<p>{_e(crossing(study.groups))}</p>{legend}<div class="grid">{"".join(figures)}</div>'
         f"<details><summary>Bytes of each kind</summary>{table}</details>"
+    )
+
+
+def _together(study: Study, looks: dict[str, Style], name: str) -> str:
+    """Gives how tiny and large model answer together, of the first run of each group that was asked to."""
+    found = [(group, next((run for run in group.runs if run.cascade is not None), None)) for group in study.groups]
+    parts = []
+    for number, (group, run) in enumerate(found):
+        if run is None or run.cascade is None:
+            continue
+        of = f" ({_label(group.label, looks)}, seed {run.seed})" if len(study.groups) > 1 or len(group.runs) > 1 else ""
+        parts += [f"<h2>Answering together{of}</h2>", _answers(run.cascade, f"{name}-c{number}")]
+    return "\n".join(parts)
+
+
+def _answers(cascade: Cascade, name: str) -> str:
+    chosen = next((spot for spot in cascade.spots if spot.chosen), None)
+    sent = {"x": "its raw input goes up", "h": "its features at the cut go up", "none": "the rest of the model answers"}
+    told = f"The device answers where it is sure of it; where it isn't, {sent.get(cascade.send, cascade.send)}"
+    told += (
+        "."
+        if cascade.send == "none"
+        else f", and {'a label comes' if cascade.answer == 'label' else 'logits come'} back."
+    )
+    if cascade.exit:
+        told += f" An early exit behind {cascade.exit} may answer first."
+    told += (
+        f" Thresholds were chosen on {cascade.calibration_rows:,} held-out rows for {cascade.goal}, and measured on "
+        f"{cascade.test_rows:,} others, {cascade.apart}."
+    )
+    if chosen is not None:
+        told += (
+            f" Chosen was {chosen.gate}: {100 * chosen.accuracy:.1f} % are right, and {100 * chosen.stays:.1f} % of "
+            "the queries never leave the device."
+        )
+    lines = []
+    for spot in cascade.spots:
+        label = _e(spot.name) if not spot.gate else f"{_swatch(GATE_STYLES[spot.gate])}{_e(spot.name)}"
+        accuracy = f"{100 * spot.accuracy:.1f}"
+        lines.append([
+            label,
+            ", ".join(f"{value:.3f}" for value in spot.thresholds) or "-",
+            f'<strong class="best">{accuracy} <small>chosen</small></strong>' if spot.chosen else accuracy,
+            f"{100 * spot.stays:.1f}",
+            f"{spot.bytes:,.1f}",
+            format_joules(spot.joules),
+            format_seconds(spot.seconds),
+            format_seconds(spot.p95_s),
+        ])  # fmt: skip
+    heads = ["who answers", "sure at", "accuracy (%)", "stays (%)", "bytes", "energy", "mean time", "95 % within"]
+    note = (
+        "Of a query, on the test rows. Bytes are those of real frames up and down; energy is the device's, for "
+        f"computing and radio. The server is taken to do {cascade.server_gmacs:g} billion MACs a second. A model alone "
+        "is asked about every query, and the other never runs."
+    )
+    legend = _legend((gate, _swatch(GATE_STYLES[gate])) for gate in cascade.curves)
+    captions = {
+        "bytes": "A line for each gate, from a threshold of 0 to one of 1. Diamonds: one model alone. Ring: chosen.",
+        "joules": "The same against the device's energy; left is cheap.",
+        "seconds": "The same against the mean time until the device has an answer.",
+    }
+    figures = [_figure(charts.tradeoff(cascade, over, f"{name}-{over}"), said) for over, said in captions.items()]
+    table = _table(heads, lines, (0,))
+    return (
+        f'<p class="lead">{_e(told)}</p>{table}<p class="note">{_e(note)}</p>{legend}'
+        f'<div class="grid">{"".join(figures)}</div>'
     )
 
 

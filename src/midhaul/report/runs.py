@@ -13,6 +13,7 @@ from midhaul.errors import CheckpointError
 from midhaul.message import Kind
 
 KINDS: tuple[str, ...] = (*(kind.value for kind in Kind), "header")
+GATES = ("probability", "entropy", "margin", "learned")
 EVENTS = ("connected", "lost", "reset", "refused", "rejoined")
 MAX_FILE_BYTES = 512 * 2**20  # a run of a million rounds writes about as much
 _COUNTERS = ("uplink_bytes", "downlink_bytes", "air_seconds", "compute_seconds", "device_joules", "absent")
@@ -86,6 +87,41 @@ class DeviceGroup:
 
 
 @dataclass(frozen=True)
+class Spot:
+    """A way in which a tiny and a large model answer together, and what it came to on the test rows, a query.
+
+    `gate` is empty where there is no threshold; `stays` is the share of queries that never leave the device.
+    """
+
+    name: str
+    gate: str
+    chosen: bool
+    thresholds: tuple[float, ...]
+    accuracy: float
+    stays: float
+    bytes: float
+    joules: float
+    seconds: float
+    p95_s: float
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """What `midhaul cascade` wrote beside a run: ways to answer, and the trade-off of each gate."""
+
+    goal: str
+    send: str
+    answer: str
+    exit: str
+    server_gmacs: float
+    calibration_rows: int
+    test_rows: int
+    apart: str
+    spots: tuple[Spot, ...]
+    curves: Mapping[str, tuple[Spot, ...]]  # by gate
+
+
+@dataclass(frozen=True)
 class Run:
     """A finished run: its settings, what it came to and how it went."""
 
@@ -126,6 +162,7 @@ class Run:
     device_stats: tuple[DeviceStats, ...]
     device_groups: tuple[DeviceGroup, ...]  # one where all devices are alike; none in runs from before there were any
     rounds: tuple[Round, ...]
+    cascade: Cascade | None = None  # None where the two weren't asked to answer together
 
 
 def read_run(path: Path) -> Run:
@@ -176,6 +213,7 @@ def read_run(path: Path) -> Run:
         device_stats=tuple(_stats(item) for item in _listed(summary, "device_stats")),
         device_groups=tuple(_device_group(item) for item in _listed(summary, "groups")),
         rounds=_rounds(path / "metrics.jsonl"),
+        cascade=_cascade(path / "cascade.json") if (path / "cascade.json").exists() else None,
     )
     last = run.rounds[-1]
     if (last.round, last.uplink_bytes, last.downlink_bytes) != (run.num_rounds, run.uplink_bytes, run.downlink_bytes):
@@ -349,6 +387,48 @@ def _event(item: _Fields) -> DeviceEvent:
     if what not in EVENTS:
         raise item.wrong("what", f"one of {', '.join(EVENTS)}")
     return DeviceEvent(item.whole("round"), item.whole("device"), item.text("address"), what, item.text("reason"))
+
+
+def _cascade(path: Path) -> Cascade:
+    table = _Fields(_json(_text(path), str(path)), str(path))
+    curves = table.inner("curves")
+    if odd := sorted(set(curves.table) - set(GATES)):
+        raise CheckpointError(f"{curves.where} has the unknown gate {odd[0]!r}; run `midhaul cascade` again")
+    return Cascade(
+        goal=table.text("goal"),
+        send=table.text("send"),
+        answer=table.text("answer"),
+        exit=table.text("exit"),
+        server_gmacs=table.real("server_gmacs"),
+        calibration_rows=table.whole("calibration_rows"),
+        test_rows=table.whole("test_rows"),
+        apart=table.text("apart"),
+        spots=tuple(_spot(item, item.text("name"), item.text("gate")) for item in table.items("rows")),
+        curves={gate: tuple(_spot(item, gate, gate) for item in curves.items(gate)) for gate in curves.table},
+    )
+
+
+def _spot(item: _Fields, name: str, gate: str) -> Spot:
+    thresholds = item.of("thresholds")
+    if not isinstance(thresholds, list) or not all(
+        isinstance(value, float) and 0 <= value <= 1 for value in thresholds
+    ):
+        raise item.wrong("thresholds", "a list of numbers from 0 to 1")
+    accuracy, stays = item.share("accuracy"), item.share("stays")
+    if accuracy is None or stays is None:
+        raise item.wrong("accuracy", "a number from 0 to 1")
+    return Spot(
+        name,
+        gate,
+        chosen=item.table.get("chosen") is True,
+        thresholds=tuple(thresholds),
+        accuracy=accuracy,
+        stays=stays,
+        bytes=item.real("bytes"),
+        joules=item.real("joules"),
+        seconds=item.real("seconds"),
+        p95_s=item.real("p95_s"),
+    )
 
 
 def _rounds(path: Path) -> tuple[Round, ...]:
