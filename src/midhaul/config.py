@@ -178,6 +178,11 @@ class SchemeConfig:
         choices=("distilled", "cut"),
     )
     body_cut: str = option("", "federated_transfer, body = cut: the large model's layer; empty: its first cut point")
+    nopeek: float = option(
+        0.0,
+        "split schemes: weight of the distance correlation of examples and activations in the device's loss",
+        low=0.0,
+    )
     features: int = option(32, "split_u: width of what the server sends back to the device's tail", low=1)
     head_epochs: int = option(1, "fedrep: epochs on the head before the body", low=1)
     inner_lr: float = option(0.05, "FML: learning rate of the inner loop, and of a new device that adapts", low=0.0)

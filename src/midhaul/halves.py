@@ -40,10 +40,8 @@ def side_by_side(
                 continue
             g, loss = server_steps(up, halves, kit, turn(key, epoch, number), copies=copies)
             total, rows = total + loss, rows + float(up.rows.sum())
-            down: Settings = {"lr": cfg.lr, "momentum": cfg.momentum, "weight_decay": cfg.weight_decay}
-            fleet.exchange(
-                Message(Op.BACKWARD, each={"g": g}, rows=up.rows, settings=down), devices=up.devices, key=key
-            )
+            down = Message(Op.BACKWARD, each={"g": g}, rows=up.rows, settings=kit.step())
+            fleet.exchange(down, devices=up.devices, key=key)
     return total, rows
 
 

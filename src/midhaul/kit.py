@@ -84,6 +84,12 @@ class Kit:
             chosen["clip"] = self.config.privacy.clip
         return Message(Op.FIT, parameters, settings={**chosen, **settings})
 
+    def step(self) -> Settings:
+        """Gives the settings of BACKWARD: how a device steps by the gradient at the cut."""
+        cfg = self.cfg
+        chosen: Settings = {"lr": cfg.lr, "momentum": cfg.momentum, "weight_decay": cfg.weight_decay}
+        return {**chosen, "nopeek": cfg.nopeek} if cfg.nopeek else chosen
+
     def cohort(self, fleet: Fleet, key: rng.Key) -> tuple[int, ...]:
         """Gives the devices of a round: a share of the fleet, or a number, drawn without repetition."""
         wanted = self.config.fleet.cohort

@@ -167,7 +167,11 @@ def _backward(program: Program, state: State, message: Message, key: rng.Key) ->
         return replace(state, stash={}), _reply(state)
     leaves = _leaves(state.tree, program.names("front"))
     h, updated = program.call_front({**state.tree, **leaves}, picked.x, training=True)
-    gradients = torch.autograd.grad(h, list(leaves.values()), grad_outputs=message.tree["g"], allow_unused=True)
+    outputs, slopes = [h], [message.tree["g"]]
+    if weight := float(message.settings.get("nopeek", 0.0)):
+        outputs.append(losses.distance_correlation(picked.x, h, torch.ones(len(picked))))
+        slopes.append(torch.tensor(weight, dtype=torch.float64))
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), grad_outputs=slopes, allow_unused=True)
     state = _stepped(program, state, leaves, gradients, message.settings)
     state = replace(state, tree=tree.merge(state.tree, updated), stash={})
     return state, Reply({}, float(len(picked)), {"rows": float(len(picked))})

@@ -110,6 +110,7 @@ def build(
     wants = chosen.needs_public or (chosen.part != "whole" and config.scheme.pretrain)
     if wants and not len(federation.public):
         raise ConfigError(f"the scheme {chosen.name} needs public data on the server; set data.public, for example 0.3")
+    _check_nopeek(config, chosen, data)
     start = rng.key(config.run.seed, 0, rng.SERVER, rng.Use.INIT)
     models = _tiny_models(config, chosen, data, module, start)
     prepared = next(iter(models.values()))
@@ -152,6 +153,22 @@ def build(
         notes += [_about(group, need) for group, need in zip(training, needs, strict=True)]
     coding = plan_coding(config, chosen, [group.program for group in groups])
     return Plant(config, chosen, data, federation, kit, engine, board, radio, need, needs, tuple(notes), *names, coding)
+
+
+def _check_nopeek(config: Config, scheme: Scheme, data: Dataset) -> None:
+    if not config.scheme.nopeek:
+        return
+    if all(work.op != Op.BACKWARD for work in scheme.work(config.scheme)):
+        raise ConfigError(
+            f"scheme.nopeek is for schemes that step by a gradient at a cut, not {scheme.name}; leave it out"
+        )
+    if config.run.engine == "firmware":
+        raise ConfigError(
+            "devices with firmware take one example at a time, and scheme.nopeek wants a batch's distances; "
+            "leave it out, or take another run.engine"
+        )
+    if data.vocabulary:
+        raise ConfigError(f"the rows of {data.name} are tokens, which have no distances; leave out scheme.nopeek")
 
 
 def _resolved(config: Config, data: Dataset) -> Config:

@@ -87,3 +87,38 @@ def test_rows_under_vmap_agree_with_a_loop() -> None:
 def test_an_unknown_loss_names_the_nearest() -> None:
     with pytest.raises(ModelError, match="did you mean 'cross_entropy'"):
         losses.rows("crossentropy", torch.zeros(1, 2), torch.tensor([0]))
+
+
+def test_distance_correlation_by_hand() -> None:
+    """x = 0, 1, 2 and h = 0, 0, 3: the centred distances give 20/3, 40/9 and 16, so the square is 20 / sqrt(640)."""
+    x, h, ones = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0], [0.0], [3.0]]), torch.ones(3)
+    expected = (20 / 640**0.5) ** 0.5
+    assert float(losses.distance_correlation(x, h, ones)) == pytest.approx(expected, abs=1e-5)
+    assert float(losses.distance_correlation(x, 7.0 - 2.0 * x, ones)) == pytest.approx(1.0, abs=1e-5)
+    # Padding counts for nothing, nor does a shape other than a row of numbers.
+    padded = [torch.cat([value, torch.full((2, 1), 9.0)]) for value in (x, h)]
+    mask = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
+    assert float(losses.distance_correlation(*padded, mask)) == pytest.approx(expected, abs=1e-5)
+    assert float(losses.distance_correlation(x.reshape(3, 1, 1), h, ones)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_distance_correlation_of_one_row_or_of_equal_rows_is_nothing_and_has_a_gradient() -> None:
+    for x in (torch.ones(1, 4), torch.ones(5, 4)):
+        h = torch.ones(len(x), 2, requires_grad=True)
+        value = losses.distance_correlation(x, h, torch.ones(len(x)))
+        assert value.item() < 1e-5
+        value.backward()
+        assert bool(torch.isfinite(h.grad).all())
+
+
+def test_distance_correlation_of_independent_rows_falls_with_their_number() -> None:
+    source = torch.Generator().manual_seed(0)
+    few, many = (
+        float(
+            losses.distance_correlation(
+                torch.randn(n, 2, generator=source), torch.randn(n, 2, generator=source), torch.ones(n)
+            )
+        )
+        for n in (10, 1000)
+    )
+    assert many < 0.15 < few

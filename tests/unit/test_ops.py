@@ -89,6 +89,18 @@ def test_forward_and_backward_step_by_the_gradient_that_comes_back() -> None:
         ask(after, Op.BACKWARD, {"g": torch.tensor([[5.0, 7.0]])}, lr=0.01)
 
 
+def test_nopeek_adds_the_slope_of_the_distance_correlation() -> None:
+    """h = (w x, 0) is in proportion to x whatever w is, so that there is nothing to gain: the step is g's alone."""
+    state, _ = ask(device([2.0, 1.0, 5.0], [1, 0, 1]), Op.LOAD, w(0.3))
+    state, _ = ask(state, Op.FORWARD, rows="train", batch=0)
+    g = {"g": torch.tensor([[5.0, 7.0], [0.0, 0.0], [1.0, 0.0]])}
+    plain, _ = ask(state, Op.BACKWARD, g, lr=0.01)
+    peeked, _ = ask(state, Op.BACKWARD, g, lr=0.01, nopeek=10.0)
+    without, _ = ask(state, Op.BACKWARD, g, lr=0.01, nopeek=0.0)
+    assert plain.tree["w"].item() == without.tree["w"].item() == pytest.approx(0.3 - 0.01 * 15)
+    assert peeked.tree["w"].item() == pytest.approx(plain.tree["w"].item(), abs=1e-5)
+
+
 def test_forward_past_the_last_batch_is_empty_and_harmless() -> None:
     state, _ = ask(device([2.0], [1]), Op.LOAD, w(0.3))
     state, up = ask(state, Op.FORWARD, rows="train", batch=4, step=9)

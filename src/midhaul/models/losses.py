@@ -64,6 +64,30 @@ def mse(logits: Tensor, y: Tensor) -> Tensor:
     return (logits - one_hot).square().mean(1) * (y >= 0)
 
 
+def distance_correlation(x: Tensor, h: Tensor, mask: Tensor) -> Tensor:
+    """Gives how far distances between rows of h follow those between rows of x: 0 not at all, 1 in proportion.
+
+    Shapes: x [B, ...], h [B, ...], mask [B], 1 for rows that count -> [], float64.
+    Source: Székely, Rizzo and Bakirov, "Measuring and testing dependence by correlation of distances", Ann. Statist.
+    2007, definitions 4 and 5.
+    Limits: of a single row it is 1e-6, as good as 0; distances below 1e-6 count as that, so that it has a gradient.
+    """
+    a, b = _centred(x, mask), _centred(h, mask)
+    variance = ((a * a).sum() * (b * b).sum() + 1e-24).sqrt()
+    return (((a * b).sum() / variance).clamp(min=0.0) + 1e-12).sqrt()
+
+
+def _centred(values: Tensor, mask: Tensor) -> Tensor:
+    """Gives the distances of rows less the means of their row and column, plus the mean of all. Shapes: [B, B]."""
+    flat = values.flatten(1).double()
+    squares = flat.square().sum(1)
+    distances = ((squares[:, None] + squares[None, :] - 2.0 * flat @ flat.T).clamp(min=0.0) + 1e-12).sqrt()
+    both = (mask[:, None] * mask[None, :]).double()
+    kept, num = distances * both, mask.double().sum().clamp(min=1.0)
+    mean = kept.sum(1) / num
+    return (distances - mean[:, None] - mean[None, :] + mean.sum() / num) * both
+
+
 def distillation(logits: Tensor, y: Tensor, soft: Tensor, temperature: float, soft_weight: float) -> Tensor:
     """Gives (1-w) CE(y) + w T^2 KL(softmax(soft/T) || softmax(logits/T)) of each row.
 

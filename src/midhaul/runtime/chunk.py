@@ -15,6 +15,7 @@ from torch.func import grad_and_value, vmap
 
 from midhaul import ops, rng, rules, tree
 from midhaul.message import ROW_KINDS, Message, Op, Replies
+from midhaul.models import losses
 from midhaul.program import Indices, Population, Program
 from midhaul.runtime import gradients
 from midhaul.tree import Tree
@@ -153,13 +154,17 @@ class Chunk:
             weights = {name: self._stacked(name)[active] for name in names}
             others = {name: value[active] for name, value in self.each.items() if name not in names}
             g = self.message.each["g"][active][:, : places.shape[1]]
+            nopeek = float(self.settings.get("nopeek", 0.0))
 
             def pulled(
                 weights: Tree, others: Tree, shared: Tree, x: Tensor, g: Tensor, mask: Tensor
             ) -> tuple[Tensor, Tree]:
                 h, updated = self.program.call_front({**shared, **others, **weights}, x, training=True, mask=mask)
                 keep = mask.reshape(-1, *[1] * (h.dim() - 1))
-                return (h * g * keep).sum(), updated
+                pull = (h * g * keep).sum()
+                if nopeek:
+                    pull = pull + nopeek * losses.distance_correlation(x, h, mask).to(pull.dtype)
+                return pull, updated
 
             slopes, (_, updated) = vmap(grad_and_value(pulled, has_aux=True), in_dims=(0, 0, None, 0, 0, 0))(
                 weights, others, self.shared, self.population.x[places], g, mask

@@ -7,6 +7,7 @@ its slowest device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -262,6 +263,9 @@ class OverLink:
         passes = rules.cost(message.settings).passes if message.op == Op.FIT else 1.0
         macs = passes * budget.macs_per_example(layers, message.op, trained, is_tail=is_tail)
         rows = replies.metrics.get("rows", torch.zeros(len(replies))).tolist()
+        if "nopeek" in message.settings and not is_tail:  # the distances of all pairs of rows, and their gradients
+            width = math.prod(program.input_shape) + math.prod(message.each["g"].shape[2:])
+            return {d: self._busy(d, n * (macs + 2 * n * width)) for d, n in zip(replies.devices, rows, strict=True)}
         return {device: self._busy(device, num * macs) for device, num in zip(replies.devices, rows, strict=True)}
 
     def _busy(self, device: int, macs: float) -> float:

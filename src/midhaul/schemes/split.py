@@ -4,9 +4,15 @@ split: the relay of Gupta and Raskar, "Distributed learning of deep neural netwo
 algorithm 1: one device after another, the device half handed on through the server. Smashed activations and labels
 leave the device. split_u: the U shape of Vepakomma et al., "Split learning for health", 2018, section 2: the last layer
 and the loss stay on the device, so that labels never leave it.
+
+With scheme.nopeek devices also learn to send activations that tell less of their examples: Vepakomma, Singh, Gupta and
+Raskar, "NoPeek: information leakage reduction to share activations in distributed deep learning", ICDM workshops 2020,
+section 3.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from midhaul import rng, tree
 from midhaul import server as site
@@ -80,11 +86,7 @@ def u_step(
 
 def send_back(fleet: Fleet, kit: Kit, key: rng.Key, devices: tuple[int, ...], message: Message) -> Replies:
     """Sends something for the devices to step with."""
-    cfg = kit.cfg
-    settings: Settings = {"lr": cfg.lr, "momentum": cfg.momentum, "weight_decay": cfg.weight_decay}
-    return fleet.exchange(
-        Message(message.op, each=message.each, rows=message.rows, settings=settings), devices=devices, key=key
-    )
+    return fleet.exchange(replace(message, settings=kit.step()), devices=devices, key=key)
 
 
 def steps(cfg: SchemeConfig, num_rows: float) -> int:
