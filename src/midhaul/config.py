@@ -153,7 +153,11 @@ class SchemeConfig:
     distill_lr: float = option(2e-3, "transfer: the server's learning rate for the tiny model", above=0.0)
     tune_lr: float = option(0.01, "transfer: the devices' learning rate while they fine-tune", above=0.0)
     tune: str = option("head", "transfer: what devices fine-tune: none, head, bias, whole, lora, layers:A,B")
-    cut: str = option("", "split: the layer whose output is sent; empty: the first that halves the device's work")
+    cut: str = option(
+        "",
+        "split: the layer whose output is sent; empty: the first that can be. federated_split_mixed: several, a,b, "
+        "dealt in turn; empty: the deepest that fits a device's board",
+    )
     widths: str = option(
         "1,0.5,0.25,0.125,0.0625",
         "heterofl, fedrolex: shares of the channels; a device has the largest that fits its board",

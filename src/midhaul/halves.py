@@ -6,16 +6,17 @@ Shape letters: D devices, B rows of a batch, H the shape at the cut.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from midhaul import rng, tree
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
 from midhaul.kit import Kit, Work, init_halves, load_all
 from midhaul.message import Message, Op, Replies, Settings
-from midhaul.server import Server, step_half
+from midhaul.server import Server, open_half, parameter_names, step_half
 
 Half = tuple[tree.Tree, tree.Tree]  # a server half and its optimiser's state
 Halves = dict[int, Half]  # of each device
@@ -76,6 +77,34 @@ def mean_half(halves: Mapping[int, Half], weight: torch.Tensor) -> Half:
     """Gives the mean of server halves, in their order, and of their optimisers' states. Shapes: weight [D]."""
     large = tree.weighted_mean(tree.stack([half for half, _ in halves.values()]), weight)
     return large, tree.weighted_mean(tree.stack([memory for _, memory in halves.values()]), weight)
+
+
+@dataclass
+class Behind:
+    """What the server trains behind cuts that differ: the large rear behind the deepest, and its own copy of the layers
+    between the others and that one. It is changed step by step, and lives for a round.
+    """
+
+    kit: Kit
+    large: tree.Tree
+    memory: tree.Tree
+    copy: tree.Tree
+    copy_memory: tree.Tree
+
+    def step(self, between: nn.Module | None, h: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Steps on a device's batch, through the layers between its cut and the deepest if there are any.
+
+        Shapes: h [B, H], y [B]. Gives the gradient g [B, H] at the device's cut, and the summed loss.
+        """
+        z, close, optimizer = h, None, self.kit.half_optimizer()
+        if between is not None:
+            z, close = open_half(between, tree.select(self.copy, parameter_names(between)), h)
+        rear = self.kit.server_model()
+        self.large, self.memory, g, mean, _ = step_half(rear, self.large, self.memory, optimizer, z, y)
+        if close is not None:
+            trained, memory, g = close(g, self.copy_memory, optimizer)
+            self.copy, self.copy_memory = {**self.copy, **trained}, {**self.copy_memory, **memory}
+        return g, float(mean) * len(y)
 
 
 def num_batches(cfg: SchemeConfig, num_rows: float) -> int:

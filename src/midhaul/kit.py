@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from midhaul import rng, rules, tree
 from midhaul.config import Config, SchemeConfig
@@ -276,11 +276,20 @@ def evaluate_halves(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Rep
     up = fleet.exchange(Message(Op.FORWARD, server.tree, settings=settings), key=key, devices=devices)
     valid = up.mask().bool()
     flat = predict(kit.server_model(), server.large, up.tree["h"][valid])
-    out = flat.new_zeros((*valid.shape, *flat.shape[1:]))
-    out[valid] = flat
     if kit.program.tail is not None:
+        out = flat.new_zeros((*valid.shape, *flat.shape[1:]))
+        out[valid] = flat
         message = Message(Op.EVALUATE, server.tree, {"z": out}, up.rows, {"rows": "test"})
         return fleet.exchange(message, key=key, devices=up.devices)
+    return score_halves(up, flat)
+
+
+def score_halves(up: Replies, flat: Tensor) -> Replies:
+    """Gives the score of each device that sent labels with its activations. Shapes: flat [rows of all, C], the logits
+    of their valid rows in their order."""
+    valid = up.mask().bool()
+    out = flat.new_zeros((*valid.shape, *flat.shape[1:]))
+    out[valid] = flat
     y, counts = up.tree["y"], up.rows.double()
     rows = losses.rows("cross_entropy", flat, y[valid], None, 1.0, 0.0)
     loss = torch.zeros(valid.shape, dtype=torch.float64)

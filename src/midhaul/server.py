@@ -61,6 +61,8 @@ class Optimizer:
 
     def step(self, parameters: Tree, gradients: Tree, state: Tree, lr: float | None = None) -> tuple[Tree, Tree]:
         """Gives the parameters and the state after one step."""
+        if not parameters:
+            return {}, state
         rate = self.lr if lr is None else lr
         return (self._adam if self.name == "adam" else self._sgd)(parameters, gradients, state, rate)
 

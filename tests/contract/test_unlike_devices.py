@@ -56,6 +56,45 @@ def test_heterofl_of_one_narrow_width_is_fedavg_of_the_narrow_model(on: str) -> 
     assert tree.largest_difference(untouched, start) == 0.0
 
 
+@BOTH
+def test_with_one_cut_for_all_it_is_splitfed(on: str) -> None:
+    ends = []
+    for name in ("federated_split", "federated_split_mixed"):
+        kit, program, population = setting(SCHEMES["federated_split_mixed"], scheme_cut="second")
+        fleet, scheme = engine(on, program, population, kit.groups), SCHEMES[name]
+        server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
+        for number in (1, 2, 3):
+            server, metrics = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
+        ends.append((server, metrics, scheme.evaluate(server, fleet, kit, rng.Key(0, 3, rng.SERVER, 0))))
+    (one, one_metrics, one_test), (mixed, mixed_metrics, mixed_test) = ends
+    assert tree.largest_difference(one.tree, mixed.tree) == 0.0
+    assert tree.largest_difference(one.large, mixed.large) == 0.0
+    assert one_metrics == mixed_metrics
+    assert torch.equal(one_test.metrics["loss"], mixed_test.metrics["loss"])
+
+
+@BOTH
+def test_where_one_device_is_cut_changes_nothing(on: str) -> None:
+    """With one device and SGD on both sides a layer learns the same on the device and in the server's copy."""
+    sgd = {"large_optimizer": "sgd", "large_lr": 0.05, "large_weight_decay": 0.0, "scheme_lr": 0.05}
+    ends = []
+    for cut in ("second", "first"):
+        kit, program, everyone = setting(SCHEMES["federated_split_mixed"], scheme_momentum=0.9, **sgd)
+        group = next(group for group in kit.groups if group.cut == cut)
+        alone = replace(everyone, train=(everyone.train[2],))
+        kit = replace(kit, groups=(replace(group, devices=(0,), tests=(1, 2)),))
+        fleet, scheme = engine(on, program, alone, kit.groups), SCHEMES["federated_split_mixed"]
+        server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
+        for number in (1, 2, 3):
+            server, _ = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
+        ends.append((server, scheme.evaluate(server, fleet, kit, rng.Key(0, 3, rng.SERVER, 0))))
+    (deep, deep_test), (early, early_test) = ends
+    assert tree.largest_difference(deep.tree, early.tree) < 1e-6
+    assert tree.largest_difference(deep.large, early.large) < 1e-6
+    assert torch.allclose(deep_test.metrics["loss"], early_test.metrics["loss"], atol=1e-6, rtol=0)
+    assert set(early.state["copy"]) - {"count"} == {"m.second.weight", "m.second.bias"}
+
+
 def test_the_window_of_fedrolex_comes_round() -> None:
     """Of 8 channels, half a round: after 8 rounds each was held 4 times, and the first window is there again."""
     kit, _, _ = setting(SCHEMES["fedrolex"], scheme_width_mix="0.5")

@@ -13,7 +13,7 @@ from torch import nn
 from midhaul import budget, plant, rng, train, tree, variants
 from midhaul.config import Config
 from midhaul.devices import profiles
-from midhaul.errors import BudgetError, ConfigError, EngineError, MidhaulError
+from midhaul.errors import BudgetError, ConfigError, EngineError, MidhaulError, SliceError
 from midhaul.fleet import Group
 from midhaul.link import radio
 from midhaul.message import Message, Op
@@ -219,6 +219,23 @@ def test_a_device_trains_the_widest_model_that_its_board_has_room_for() -> None:
     assert built.kit.groups[1].program is built.kit.program
     tested = plant.build(config.replace(scheme_test_width=0.5)).kit.groups
     assert [(len(g.devices), len(g.tests), g.width) for g in tested] == [(4, 0, 0.25), (2, 0, 1.0), (0, 1, 0.5)]
+
+
+def test_a_device_is_cut_where_its_board_has_room_for() -> None:
+    sizes = {"tiny_options": {"hidden": [64, 200, 32]}, "large_model": "mlp_large"}
+    config = Config().replace(
+        **{**SMALL, **sizes, "scheme_name": "federated_split_mixed", "fleet_board": "stm32l4,rpi4"}
+    )
+    built = plant.build(config)
+    assert [(g.devices, g.board.name, g.cut) for g in built.kit.groups] == [
+        ((0, 2, 4), "stm32l4", "relu1"),
+        ((1, 3, 5), "rpi4", "relu3"),
+    ]
+    assert all(need.fits for need in built.needs)
+    named = plant.build(config.replace(scheme_cut="fc2,relu1")).kit.groups
+    assert [(g.board.name, g.cut) for g in named] == [("stm32l4", "fc2"), ("rpi4", "relu1")]
+    with pytest.raises(SliceError, match="'fc9' in scheme.cut is no layer to cut behind"):
+        plant.build(config.replace(scheme_cut="fc9"))
 
 
 def test_every_group_must_fit_its_own_board() -> None:

@@ -41,6 +41,7 @@ STYLES: dict[str, Style] = {
     "group_split": Style("#55782F", "s", (3, 1, 1, 1)),
     "cse_fsl": Style("#2F6F9F", "^", (1.5, 1.5)),
     "fedgkt": Style("#B5651D", "D", (4, 1.5)),
+    "federated_split_mixed": Style("#B0487F", "o", (7, 1.5)),
     "heterofl": Style("#6A8F3C", "v", (7, 1.5)),
     "fedrolex": Style("#3F6F9F", "D", (7, 1.5)),
     "maml": Style("#84842B", "o", (9, 2)),

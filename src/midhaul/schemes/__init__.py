@@ -12,6 +12,7 @@ from midhaul.schemes.group_knowledge import FEDGKT
 from midhaul.schemes.group_split import GROUP_SPLIT
 from midhaul.schemes.local_loss_split import CSE_FSL
 from midhaul.schemes.personal_meta import PER_FEDAVG, PER_FEDAVG_HF, PFEDME
+from midhaul.schemes.mixed_split import FEDERATED_SPLIT_MIXED
 from midhaul.schemes.split import SPLIT, SPLIT_U
 from midhaul.schemes.transfer import TRANSFER
 from midhaul.schemes.width import FEDROLEX, HETEROFL
@@ -35,6 +36,7 @@ SCHEMES: dict[str, Scheme] = {
         FEDERATED_SPLIT,
         FEDERATED_SPLIT_V1,
         FEDERATED_SPLIT_V3,
+        FEDERATED_SPLIT_MIXED,
         GROUP_SPLIT,
         CSE_FSL,
         FEDGKT,
