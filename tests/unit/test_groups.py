@@ -232,9 +232,11 @@ def test_a_device_is_cut_where_its_board_has_room_for() -> None:
         ((1, 3, 5), "rpi4", "relu3"),
     ]
     assert all(need.fits for need in built.needs)
-    named = plant.build(config.replace(scheme_cut="fc2,relu1")).kit.groups
-    assert [(g.board.name, g.cut) for g in named] == [("stm32l4", "fc2"), ("rpi4", "relu1")]
-    with pytest.raises(SliceError, match="'fc9' in scheme.cut is no layer to cut behind"):
+    named = plant.build(config.replace(scheme_cut="relu1,fc2")).kit.groups
+    assert [(g.board.name, g.cut) for g in named] == [("stm32l4", "relu1"), ("rpi4", "fc2")]
+    with pytest.raises(BudgetError, match="up to 'fc2' needs .* on stm32l4 .* the largest cut that fits is 'relu1'"):
+        plant.build(config.replace(scheme_cut="fc2,relu1"))
+    with pytest.raises(SliceError, match=r"'fc9' in scheme\.cut is no layer to cut behind"):
         plant.build(config.replace(scheme_cut="fc9"))
 
 

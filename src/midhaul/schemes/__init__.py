@@ -11,8 +11,8 @@ from midhaul.schemes.federated_transfer import FEDERATED_TRANSFER, FEDPER, FEDRE
 from midhaul.schemes.group_knowledge import FEDGKT
 from midhaul.schemes.group_split import GROUP_SPLIT
 from midhaul.schemes.local_loss_split import CSE_FSL
-from midhaul.schemes.personal_meta import PER_FEDAVG, PER_FEDAVG_HF, PFEDME
 from midhaul.schemes.mixed_split import FEDERATED_SPLIT_MIXED
+from midhaul.schemes.personal_meta import PER_FEDAVG, PER_FEDAVG_HF, PFEDME
 from midhaul.schemes.split import SPLIT, SPLIT_U
 from midhaul.schemes.transfer import TRANSFER
 from midhaul.schemes.width import FEDROLEX, HETEROFL

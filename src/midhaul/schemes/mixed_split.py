@@ -25,8 +25,6 @@ from midhaul.models import slices
 from midhaul.server import Server, parameter_names, predict
 from midhaul.tree import Tree
 
-Members = list[tuple[Group, tuple[int, ...]]]
-
 
 def between(group: Group, kit: Kit) -> nn.Module | None:
     """Gives the layers from a group's cut to the deepest, or None if it holds them all."""
@@ -68,7 +66,7 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
     read = Message(Op.READ, settings={"send": "whole"})
     asked = [tuple(device for device in own if device in num_rows) for _, own in cohort]
     back = fleet.exchange_parts([(read, own) for own in asked if own], key=key)
-    front = averaged(server.tree, behind.copy, back, cohort, num_rows)
+    front = averaged(server.tree, behind.copy, back)
     state = {"optimizer": behind.memory, "copy": behind.copy_memory}
     return Server(front, behind.large, state), {"train_loss": loss / max(rows, 1.0)}
 
@@ -88,16 +86,14 @@ def server_steps(
     return slopes, loss
 
 
-def averaged(whole: Tree, copy: Tree, back: Sequence[Replies], cohort: Members, num_rows: dict[int, float]) -> Tree:
-    """Gives the mean of each layer over all devices, the server's copy in place of those that don't hold it."""
+def averaged(whole: Tree, copy: Tree, back: Sequence[Replies]) -> Tree:
+    """Gives the mean of each layer over the devices that answered, the server's copy in place of what they lack."""
     mean = dict(whole)
     for name in whole:
-        values = [up.tree[name] for up in back if name in up.tree]
-        weight = [up.weight for up in back if name in up.tree]
-        lacking = [num_rows.get(d, 0.0) for group, own in cohort if name not in group.program.initial for d in own]
-        if any(lacking):
-            values.append(copy[name][None])
-            weight.append(torch.tensor([sum(lacking)], dtype=torch.float64))
+        held = [up for up in back if name in up.tree]
+        values, weight = [up.tree[name] for up in held], [up.weight for up in held]
+        if lacking := [up.weight.sum() for up in back if len(up) and name not in up.tree]:
+            values, weight = [*values, copy[name][None]], [*weight, torch.stack(lacking).sum()[None]]
         if values:
             mean |= tree.weighted_mean({name: torch.cat(values)}, torch.cat(weight))
     return mean
@@ -136,4 +132,5 @@ FEDERATED_SPLIT_MIXED = Scheme(
     large="rear",
     engines=("loop", "stacked"),
     differs="cut",
+    admits=("cohort", "stragglers", "dropout", "weighting"),
 )

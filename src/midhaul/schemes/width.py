@@ -75,6 +75,7 @@ _kin = partial(
     direction="tiny to tiny",
     engines=("loop", "stacked"),
     differs="width",
+    admits=("cohort", "stragglers", "dropout", "weighting"),
 )
 HETEROFL = _kin(
     name="heterofl",
