@@ -234,7 +234,7 @@ def test_a_device_is_cut_where_its_board_has_room_for() -> None:
     assert all(need.fits for need in built.needs)
     named = plant.build(config.replace(scheme_cut="relu1,fc2")).kit.groups
     assert [(g.board.name, g.cut) for g in named] == [("stm32l4", "relu1"), ("rpi4", "fc2")]
-    with pytest.raises(BudgetError, match="up to 'fc2' needs .* on stm32l4 .* the largest cut that fits is 'relu1'"):
+    with pytest.raises(BudgetError, match=r"up to 'fc2' needs .* on stm32l4 .* the largest cut that fits is 'relu1'"):
         plant.build(config.replace(scheme_cut="fc2,relu1"))
     with pytest.raises(SliceError, match=r"'fc9' in scheme\.cut is no layer to cut behind"):
         plant.build(config.replace(scheme_cut="fc9"))
