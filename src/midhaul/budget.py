@@ -305,10 +305,14 @@ def require(
 ) -> Budget:
     """Gives the budget of an op that fits its board, or with `enforce` off that of one that may not.
 
-    `spec` is what FIT or ADAPT trains; `cut` where FORWARD or BACKWARD end on the device.
+    `spec` is what FIT or ADAPT trains, or BACKWARD if that is adapters only; `cut` where FORWARD or BACKWARD end on the
+    device.
     Raises: BudgetError that says how many bytes are missing and what would fit.
     """
     names = slices.names(module, spec, input_shape) if op in (Op.FIT, Op.ADAPT) and spec != "none" else ()
+    if op is Op.BACKWARD and spec == "lora":
+        half = slices.cut(module, cut, input_shape)[0] if cut else module
+        names = slices.names(half, spec, input_shape)
     found = plan(
         module,
         input_shape,

@@ -133,6 +133,7 @@ class Scheme:
     `evaluate_large` tests the large model by itself; a scheme that has it is tested before its first round too, so that
     a run tells what each of the two models gained. On firmware it speaks to the simulation, which has every device's
     rows but nothing that a board has learned. `engines` are those that can run it.
+    `adapters` says that the tiny model must have low-rank adapters.
     `differs` says what of the tiny model may differ from device to device: none, width, cut, rank, or model.
     `admits` are the properties of a run that it can have: cohort (it asks `Kit.cohort`), stragglers (its devices work
     in epochs or steps), dropout (its rounds close without the absent), weighting (its means count by the replies'
@@ -157,6 +158,7 @@ class Scheme:
     needs_public: bool = False
     evaluate_large: Callable[[Server, Fleet, Kit, rng.Key], Replies] | None = None
     engines: tuple[str, ...] = ("loop", "stacked", "firmware")
+    adapters: bool = False
     differs: str = "none"
     admits: tuple[str, ...] = ("cohort", "dropout")
     keeps_stragglers: bool = False
@@ -165,7 +167,9 @@ class Scheme:
     def needs(self) -> str:
         """Says what a run must have for it, beside a tiny model and data on the devices."""
         large = {"none": "", "teacher": "a large model", "rear": "a large model behind the cut"}[self.large]
-        return ", ".join(need for need in (large, "public data" if self.needs_public else "") if need) or "-"
+        public = "public data" if self.needs_public else ""
+        lora = "low-rank adapters (tiny.lora_rank)" if self.adapters else ""
+        return ", ".join(need for need in (large, public, lora) if need) or "-"
 
 
 def ask_all(fleet: Fleet, message: Message, key: rng.Key) -> Replies:

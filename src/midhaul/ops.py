@@ -165,7 +165,7 @@ def _backward(program: Program, state: State, message: Message, key: rng.Key) ->
         return _backward_tail(program, state, message, picked)
     if len(picked) == 0:
         return replace(state, stash={}), _reply(state)
-    leaves = _leaves(state.tree, program.names("front"))
+    leaves = _leaves(state.tree, program.names(str(message.settings.get("train", "front"))))
     h, updated = program.call_front({**state.tree, **leaves}, picked.x, training=True)
     outputs, slopes = [h], [message.tree["g"]]
     if weight := float(message.settings.get("nopeek", 0.0)):

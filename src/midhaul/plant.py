@@ -124,6 +124,8 @@ def build(
     if chosen.differs == "rank":
         most = max(variant.rank for variant in dealt)
         prepared = prepared._replace(module=_with_lora(prepared.module, most, start))
+    if chosen.adapters and not any(name.endswith(".lora_a") for name, _ in prepared.module.named_parameters()):
+        raise ConfigError(f"the scheme {chosen.name} trains low-rank adapters; set tiny.lora_rank, for example 8")
     deepest = _deepest(dealt, prepared, data)
     config, program, rear = _parts(config, chosen, prepared, data, large_module, start, deepest)
     x, y = (torch.from_numpy(np.require(values, requirements=["C", "W"])) for values in (data.x, data.y))
@@ -399,6 +401,8 @@ def _parts(
     personal = tuple(name for name in prepared.personal if name in held)
     if scheme.part == "front":
         rear = given or _large(config, smashed, classes, config.large.options, start)
+        if scheme.adapters:
+            rear = _adapted_rear(front, rear, layer, start)
         return config, Program(front, shape, personal=personal), rear
     if scheme.part == "local":
         rear = given or _large(config, smashed, classes, config.large.options, start)
@@ -408,6 +412,17 @@ def _parts(
     with rng.torch_seed(start.at(2)):
         tail = nn.Sequential(nn.ReLU(), nn.Linear(features, classes))
     return config, Program(front, shape, personal=personal, tail=tail), rear
+
+
+def _adapted_rear(front: nn.Module, rear: nn.Module, layer: str, start: rng.Key) -> nn.Module:
+    """Gives the server's half with adapters of the rank of the device's. Raises: SliceError if that half has none."""
+    ranks = [len(value) for name, value in front.named_parameters() if name.endswith(".lora_a")]
+    if not ranks:
+        raise SliceError(
+            f"no layer up to the cut {layer!r} has a low-rank adapter (dense layers and 1x1 convolutions can); "
+            "set scheme.cut to a later layer, or choose another model"
+        )
+    return add_lora(rear, max(ranks), float(max(ranks)), "all", start.at(5))
 
 
 def _firmware(kit: Kit, scheme: Scheme, program: Program, population: Population, board: Board) -> Firmware:
@@ -521,7 +536,7 @@ def _need(
             board,
             work.op,
             model=model,
-            spec=work.train if work.op == Op.FIT else "none",
+            spec=work.train if work.op == Op.FIT or work.train == "lora" else "none",
             cut=variant.cut if work.op in (Op.FORWARD, Op.BACKWARD) else "",
             batch=cfg.batch or 1,
             num_rows=num_rows,

@@ -111,14 +111,14 @@ def parameter_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def open_half(
-    module: nn.Module, whole: Tree, h: Tensor
+    module: nn.Module, whole: Tree, h: Tensor, *, only: tuple[str, ...] = ()
 ) -> tuple[Tensor, Callable[[Tensor, Tree, Optimizer], tuple[Tree, Tree, Tensor]]]:
-    """Begins the server's part of a split step whose loss is taken elsewhere.
+    """Begins the server's part of a split step whose loss is taken elsewhere; `only` names what is trained, () is all.
 
     Shapes: h [B, H] -> z [B, Z]. Gives z, and a function that takes the gradient at z, the optimiser's state and the
     optimiser, makes the step, and gives the new tree, the new state and the gradient g [B, H] at the cut.
     """
-    leaves = {name: whole[name].detach().requires_grad_(True) for name in parameter_names(module)}
+    leaves = {name: whole[name].detach().requires_grad_(True) for name in only or parameter_names(module)}
     cut = h.detach().requires_grad_(True)
     z, buffers = call(module, {**whole, **leaves}, cut, training=True)
 
@@ -132,7 +132,14 @@ def open_half(
 
 
 def step_half(
-    module: nn.Module, whole: Tree, memory: Tree, optimizer: Optimizer, h: Tensor, y: Tensor
+    module: nn.Module,
+    whole: Tree,
+    memory: Tree,
+    optimizer: Optimizer,
+    h: Tensor,
+    y: Tensor,
+    *,
+    only: tuple[str, ...] = (),
 ) -> tuple[Tree, Tree, Tensor, Tensor, Tensor]:
     """Does the server's part of a split step on one batch: forward, loss, backward, step.
 
@@ -140,7 +147,7 @@ def step_half(
     g [B, H] at the cut, the mean loss, and the logits [B, C].
     Source: Vepakomma et al., "Split learning for health", 2018, section 2.
     """
-    logits, close = open_half(module, whole, h)
+    logits, close = open_half(module, whole, h, only=only)
     leaf = logits.requires_grad_(True)
     loss = losses.rows("cross_entropy", leaf, y, None, 1.0, 0.0).mean()
     (slope,) = torch.autograd.grad(loss, [leaf])

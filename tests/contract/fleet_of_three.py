@@ -61,7 +61,9 @@ def examples(own_test: bool = False) -> Population:
     return Population(x, y, train, (held[:20], held[20:33]), (held[33:38], held[38:40]), False)
 
 
-def setting(scheme: Scheme, *, own_test: bool = False, **changes: object) -> tuple[Kit, Program, Population]:
+def setting(
+    scheme: Scheme, *, own_test: bool = False, rank: int = 2, **changes: object
+) -> tuple[Kit, Program, Population]:
     """Gives what a run of the scheme is built from, the same each time it is asked."""
     base = {
         "scheme_batch": 16,
@@ -77,6 +79,8 @@ def setting(scheme: Scheme, *, own_test: bool = False, **changes: object) -> tup
     }
     base |= {"scheme_width_mix": "1,0.5,0.5", "scheme_rank_mix": "3,2,1"}
     base |= {"scheme_cut": "second,first,first"} if scheme.differs == "cut" else {}
+    if scheme.adapters:
+        base["scheme_lr"] = 0.3  # a few rows of rank on a model that was only drawn
     config = Config().replace(**{**base, **changes})
     population = examples(own_test)
     with rng.torch_seed(rng.key(0, 0, rng.SERVER, rng.Use.INIT)):
@@ -88,6 +92,9 @@ def setting(scheme: Scheme, *, own_test: bool = False, **changes: object) -> tup
             front.add_module("second", nn.Linear(HIDDEN, HIDDEN))
         behind, middle = rear(HIDDEN, CLASSES), rear(HIDDEN, config.scheme.features)
         tail = nn.Sequential(nn.ReLU(), nn.Linear(config.scheme.features, CLASSES))
+    if scheme.adapters and scheme.part == "front":
+        key = rng.key(0, 0, rng.SERVER, rng.Use.INIT)
+        front, behind = (add_lora(half, rank, float(rank), "all", key) for half in (front, behind))
     shape = (FEATURES,)
     program = {
         "whole": lambda: Program(WithRates(whole, config.scheme.inner_lr) if scheme.rates else whole, shape),

@@ -80,18 +80,21 @@ def test_run_writes_its_folder_and_says_where(config: Path, tmp_path: Path, caps
     assert set(summary["accuracy_per_device"]) >= {"min", "median", "max"}
 
 
+@pytest.mark.parametrize("adapters", [False, True], ids=["whole tensors", "adapters"])
 def test_compare_makes_one_folder_a_scheme_and_seed(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    adapters: bool, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "all"
-    names = ",".join(SCHEMES)
-    assert main(["compare", str(config), "--schemes", names, "--seeds", "0,1", "--out", str(out), "--json"]) == 0
+    names = [name for name, scheme in SCHEMES.items() if scheme.adapters == adapters]
+    job = ["compare", str(config), "--schemes", ",".join(names), "--seeds", "0,1", "--out", str(out)]
+    job += sets("tiny.lora_rank=2") if adapters else []
+    assert main([*job, "--json"]) == 0
     summaries = json.loads(capsys.readouterr().out)
-    assert [(s["scheme"], s["seed"]) for s in summaries] == [(name, seed) for name in SCHEMES for seed in (0, 1)]
+    assert [(s["scheme"], s["seed"]) for s in summaries] == [(name, seed) for name in names for seed in (0, 1)]
     assert (out / "report.html").exists()
     assert len({s["model_sha256"] for s in summaries}) == len(summaries)
-    assert all((out / f"{name}-seed{seed}" / "summary.json").exists() for name in SCHEMES for seed in (0, 1))
-    assert main(["compare", str(config), "--schemes", names, "--seeds", "0,1", "--out", str(out), "--resume"]) == 0
+    assert all((out / f"{name}-seed{seed}" / "summary.json").exists() for name in names for seed in (0, 1))
+    assert main([*job, "--resume"]) == 0
     assert "has ended; kept as it is" in capsys.readouterr().err
 
 

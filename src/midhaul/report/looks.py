@@ -52,6 +52,7 @@ STYLES: dict[str, Style] = {
     "per_fedavg": Style("#A8483E", "o", (9, 2, 3, 2)),
     "per_fedavg_hf": Style("#8C2F4B", "s", (9, 2, 3, 2)),
     "pfedme": Style("#5A3E99", "D", (9, 2, 3, 2)),
+    "split_lora": Style("#6A7F10", "v", (9, 2, 3, 2)),
     "federated_foundation": Style("#2A8F88", "^", (2, 1.5)),
 }
 _SPARE: tuple[Style, ...] = (

@@ -149,7 +149,7 @@ class Chunk:
             self.fleet.stash.pop(device)
         active = [place for place, count in enumerate(self.counts) if count]
         if active:
-            names = self.program.names("front")
+            names = self.program.names(str(self.settings.get("train", "front")))
             places, mask = _padded([self.rows[p] for p in active])
             weights = {name: self._stacked(name)[active] for name in names}
             others = {name: value[active] for name, value in self.each.items() if name not in names}

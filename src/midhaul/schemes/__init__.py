@@ -14,6 +14,7 @@ from midhaul.schemes.local_loss_split import CSE_FSL
 from midhaul.schemes.mixed_split import FEDERATED_SPLIT_MIXED
 from midhaul.schemes.personal_meta import PER_FEDAVG, PER_FEDAVG_HF, PFEDME
 from midhaul.schemes.split import SPLIT, SPLIT_U
+from midhaul.schemes.split_lora import SPLIT_LORA
 from midhaul.schemes.transfer import TRANSFER
 from midhaul.schemes.width import FEDROLEX, HETEROFL
 
@@ -39,6 +40,7 @@ SCHEMES: dict[str, Scheme] = {
         FEDERATED_SPLIT_MIXED,
         GROUP_SPLIT,
         CSE_FSL,
+        SPLIT_LORA,
         FEDGKT,
         MAML,
         FOMAML,
