@@ -44,6 +44,7 @@ class Use(IntEnum):
     CODE = 13
     ABSENCE = 14
     SPEED = 15
+    TOKEN = 16
 
 
 class Key(NamedTuple):
