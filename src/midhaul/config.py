@@ -43,8 +43,9 @@ class DataConfig:
     name: str = option("digits", "a data set (`midhaul data list`), or npz:PATH or csv:PATH for your own arrays")
     partition: str = option(
         "auto",
-        "who holds which rows; auto: by the natural id where there is one, else iid",
-        choices=("auto", "natural", "iid", "dirichlet", "dirichlet_by_class", "classes", "quantity"),
+        "who holds which rows, or in vertical which features of all rows; auto: by the natural id where there is one, "
+        "vertical for the scheme vertical, else iid",
+        choices=("auto", "natural", "iid", "dirichlet", "dirichlet_by_class", "classes", "quantity", "vertical"),
     )
     num_devices: int = option(0, "devices to make where the partition is not natural; 0: ten", low=0, high=1_000_000)
     alpha: float = option(0.5, "concentration of the Dirichlet partition; smaller is more uneven", above=0.0)

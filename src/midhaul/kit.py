@@ -129,7 +129,8 @@ class Scheme:
     `part` is what of the tiny model lies on a device: whole, front (up to the cut), u (front and tail), or local (whole
     too, but FORWARD ends at the cut, and what lies behind it is an auxiliary head for a loss on the device).
     `rates`: the device holds a learning rate beside each parameter (Meta-SGD).
-    `large` says what the server's model is: none, a teacher that sees examples, the rear behind the cut.
+    `large` says what the server's model is: none, a teacher that sees examples, the rear behind the cut, or a joint one
+    behind all devices' cuts, which hold different features of the same rows.
     `evaluate_large` tests the large model by itself; a scheme that has it is tested before its first round too, so that
     a run tells what each of the two models gained. On firmware it speaks to the simulation, which has every device's
     rows but nothing that a board has learned. `engines` are those that can run it.
@@ -166,7 +167,9 @@ class Scheme:
     @property
     def needs(self) -> str:
         """Says what a run must have for it, beside a tiny model and data on the devices."""
-        large = {"none": "", "teacher": "a large model", "rear": "a large model behind the cut"}[self.large]
+        behind = "a large model behind the cut"
+        joint = f"{behind}s, vertical data"
+        large = {"none": "", "teacher": "a large model", "rear": behind, "joint": joint}[self.large]
         public = "public data" if self.needs_public else ""
         lora = "low-rank adapters (tiny.lora_rank)" if self.adapters else ""
         return ", ".join(need for need in (large, public, lora) if need) or "-"

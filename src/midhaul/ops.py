@@ -65,11 +65,15 @@ def batches(key: rng.Key, num_rows: int, settings: Mapping[str, Any]) -> Iterato
 
 
 def step_rows(settings: Mapping[str, Any], num_rows: int, key: rng.Key) -> Indices:
-    """Gives the rows of FORWARD on training rows: all, or a step's part of an order that each epoch draws anew."""
+    """Gives the rows of FORWARD on training rows: all, or a step's part of an order that each epoch draws anew.
+
+    `order` names the device whose order it is, so that devices may go through rows that they share side by side.
+    """
     size = int(settings.get("batch", 0))
     if not size:
         return np.arange(num_rows, dtype=np.int64)
     first = size * int(settings.get("step", 0))
+    key = key._replace(device=int(settings.get("order", key.device)))
     return rng.permutation(key.at(int(settings.get("epoch", 0))), num_rows)[first : first + size]
 
 

@@ -105,8 +105,9 @@ def build(
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     data = dataset or load(config.data.name, **config.data.options)
-    config = _resolved(config, data)
+    config = _resolved(config, chosen, data)
     federation = _federate(config, data)
+    data = federation.dataset
     wants = chosen.needs_public or (chosen.part != "whole" and config.scheme.pretrain)
     if wants and not len(federation.public):
         raise ConfigError(f"the scheme {chosen.name} needs public data on the server; set data.public, for example 0.3")
@@ -173,12 +174,18 @@ def _check_nopeek(config: Config, scheme: Scheme, data: Dataset) -> None:
         raise ConfigError(f"the rows of {data.name} are tokens, which have no distances; leave out scheme.nopeek")
 
 
-def _resolved(config: Config, data: Dataset) -> Config:
+def _resolved(config: Config, scheme: Scheme, data: Dataset) -> Config:
     """Gives the config with what was left to us filled in, so that what is written says what was done."""
     radio, partition, num = config.link.radio, config.data.partition, config.data.num_devices
     own = {profiles.get(name).radio for name in variants.names(config.fleet.board)}
     if partition == "auto":
         partition = "natural" if data.key and len(data.device_names) > 1 else "iid"
+        partition = "vertical" if scheme.large == "joint" else partition
+    if (partition == "vertical") != (scheme.large == "joint"):
+        raise ConfigError(
+            f"the scheme {scheme.name} can't learn from data.partition = {partition!r}: vertical is for schemes that "
+            "join features, and these take no other"
+        )
     return config.replace(
         link_radio=own.pop() if radio == "auto" and len(own) == 1 else radio,
         data_partition=partition,
@@ -399,6 +406,8 @@ def _parts(
         smashed = tuple(front(example).shape[1:])
     held = {name for name, _ in [*front.named_parameters(), *front.named_buffers()]}
     personal = tuple(name for name in prepared.personal if name in held)
+    if scheme.large == "joint":
+        smashed = (smashed[0] * config.data.num_devices, *smashed[1:])
     if scheme.part == "front":
         rear = given or _large(config, smashed, classes, config.large.options, start)
         if scheme.adapters:

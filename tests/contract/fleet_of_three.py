@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -61,6 +62,16 @@ def examples(own_test: bool = False) -> Population:
     return Population(x, y, train, (held[:20], held[20:33]), (held[33:38], held[38:40]), False)
 
 
+def in_parts(population: Population, num: int) -> Population:
+    """Gives devices that hold an even part of the features of all rows each; the first has the labels."""
+    total = len(population.y)
+    x = torch.cat(population.x.chunk(num, 1))
+    y = torch.cat([population.y, torch.zeros((num - 1) * total, dtype=torch.int64)])
+    train, test = (np.concatenate(parts) for parts in (population.train, population.test))
+    rows = [tuple(part + device * total for device in range(num)) for part in (train, test)]
+    return Population(x, y, rows[0], rows[1], (), True)
+
+
 def setting(
     scheme: Scheme, *, own_test: bool = False, rank: int = 2, **changes: object
 ) -> tuple[Kit, Program, Population]:
@@ -92,17 +103,23 @@ def setting(
             front.add_module("second", nn.Linear(HIDDEN, HIDDEN))
         behind, middle = rear(HIDDEN, CLASSES), rear(HIDDEN, config.scheme.features)
         tail = nn.Sequential(nn.ReLU(), nn.Linear(config.scheme.features, CLASSES))
+        if scheme.large == "joint":
+            front = nn.Sequential(OrderedDict(first=nn.Linear(FEATURES // len(SIZES), HIDDEN)))
+            behind = rear(HIDDEN * len(SIZES), CLASSES)
     if scheme.adapters and scheme.part == "front":
         key = rng.key(0, 0, rng.SERVER, rng.Use.INIT)
         front, behind = (add_lora(half, rank, float(rank), "all", key) for half in (front, behind))
     shape = (FEATURES,)
+    if scheme.large == "joint":
+        population, shape = in_parts(population, len(SIZES)), (FEATURES // len(SIZES),)
     program = {
         "whole": lambda: Program(WithRates(whole, config.scheme.inner_lr) if scheme.rates else whole, shape),
         "front": lambda: Program(front, shape),
         "u": lambda: Program(front, shape, tail=tail),
         "local": lambda: Program(whole, shape, front=front),
     }[scheme.part]()
-    large = {"none": None, "teacher": teacher, "rear": middle if scheme.part == "u" else behind}[scheme.large]
+    half = middle if scheme.part == "u" else behind
+    large = {"none": None, "teacher": teacher, "rear": half, "joint": half}[scheme.large]
     public = Examples(population.x[:50] + 0.1, population.y[:50])
     groups = groups_of(scheme, config, program, population)
     kit = Kit(config, program, large, public, CLASSES, can_adapt=not own_test, groups=groups)

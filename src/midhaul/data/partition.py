@@ -5,6 +5,7 @@ Every draw comes from `rng.key(seed, 0, device, use)`, so a partition is the sam
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from midhaul.data.dataset import Dataset, Ints
 from midhaul.errors import ConfigError, DataError, nearest
 from midhaul.rng import Key, Use
 
-PARTITIONS = ("natural", "iid", "dirichlet", "dirichlet_by_class", "classes", "quantity")
+PARTITIONS = ("natural", "iid", "dirichlet", "dirichlet_by_class", "classes", "quantity", "vertical")
 TESTS = ("auto", "device", "held_out", "shared")
 Parts = tuple[Ints, ...]
 Floats64 = npt.NDArray[np.float64]
@@ -71,7 +72,8 @@ def federate(
     `partition`: "natural" (the people, writers ... of the data); or over `num_devices`: "iid" (equal shares at random),
     "dirichlet" (equal shares, class mix q ~ Dir(alpha p) with p the mix of all rows), "dirichlet_by_class" (the rows of
     each class in shares ~ Dir(alpha)), "classes" (rows sorted by label, `classes_per_device` equal shards each),
-    "quantity" (`min_rows` each, the others in shares ~ Dir(alpha)).
+    "quantity" (`min_rows` each, the others in shares ~ Dir(alpha)). Or "vertical": each device has a part of the
+    features of all rows, in the same order, the first one the labels too, and the data set is cut up so.
     `test`: "held_out" (the publisher's test rows, by their natural device), "device" (each device holds out
     `test_fraction` of its rows, by class), "shared" (`test_fraction` of all rows, by class, before they are dealt: what
     every device is asked about, whatever it has seen), "auto" (held_out where there is one). `adapt` is the share of a
@@ -88,6 +90,13 @@ def federate(
     _check_shares(public, test_fraction, adapt, max_rows, min_rows)
     by_publisher = test == "held_out" or (test == "auto" and bool(dataset.held_out.any()))
     usable = np.flatnonzero(~dataset.held_out) if by_publisher else np.arange(len(dataset))
+    if partition == "vertical":
+        if public or adapt:
+            raise ConfigError("a row of vertical data lies on all devices; set data.public and data.adapt to 0")
+        tested = np.flatnonzero(dataset.held_out) if by_publisher else _EMPTY
+        if not by_publisher:
+            usable, tested = _split(usable, dataset.y, test_fraction, rng.key(seed, 0, rng.SERVER, Use.SPLIT))
+        return _vertical(dataset, _cap(usable, max_rows, _key(seed, 1, 0)), tested, num_devices)
     if len(usable) == 0:
         raise DataError(f'{dataset.name}: every row is held out, so none is left to train on; set test to "device"')
     shared = _EMPTY
@@ -120,6 +129,36 @@ def federate(
     tests, adapts = tuple(kept for kept, _ in halves), tuple(taken for _, taken in halves)
     test_names = tuple(tester.name for tester in testers)
     return Federation(dataset, train, tests, adapts, False, given, names, test_names, left_out)
+
+
+def _vertical(dataset: Dataset, train: Ints, test: Ints, num: int) -> Federation:
+    """Gives each device its part of the features: a stretch of a flat row, some channels of a signal [C, T], a strip of
+    an image [C, H, W] from top to bottom. Parts that are one short have zeros there; labels that are another's are 0.
+    """
+    axis = 1 if dataset.x.ndim == 3 else -1
+    size = dataset.x.shape[axis]
+    if num > size:
+        raise ConfigError(
+            f"the rows of {dataset.name} have {dataset.input_shape} features, which gives {size} parts and not {num}; "
+            f"set num_devices to {size} or fewer"
+        )
+    rows, names = np.concatenate([train, test]), tuple(f"part {place} of the features" for place in range(num))
+    parts = np.array_split(dataset.x[rows], num, axis)
+    widths = [
+        [(0, -(-size // num) - part.shape[axis] if a == axis % part.ndim else 0) for a in range(part.ndim)]
+        for part in parts
+    ]
+    cut = dataclasses.replace(
+        dataset,
+        x=np.concatenate([np.pad(part, width) for part, width in zip(parts, widths, strict=True)]),
+        y=np.concatenate([dataset.y[rows], np.zeros((num - 1) * len(rows), np.int64)]),
+        device=np.repeat(np.arange(num), len(rows)),
+        device_names=names,
+        held_out=np.tile(dataset.held_out[rows], num),
+    )
+    places = [np.arange(len(rows)) + place * len(rows) for place in range(num)]
+    trains, tests = tuple(p[: len(train)] for p in places), tuple(p[len(train) :] for p in places)
+    return Federation(cut, trains, tests, _none(tests), True, _EMPTY, names, names)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ STYLES: dict[str, Style] = {
     "fedper": Style("#882255", "o", (4, 1.5)),
     "fedrep": Style("#9C7A3C", "D", (5, 1.5, 1, 1.5)),
     "split_u": Style("#117733", "o", (2, 1.5)),
+    "vertical": Style("#2E7F5B", "v", (1.5, 1.5)),
     "federated_split_v1": Style("#8E3FA8", "s", (4, 1.5)),
     "federated_split_v3": Style("#A64D79", "^", (4, 1.5)),
     "group_split": Style("#55782F", "s", (3, 1, 1, 1)),

@@ -19,6 +19,7 @@ _PARTITIONS = {
     "dirichlet": "Rows were dealt out unevenly by class (Dirichlet), so the devices differ.",
     "classes": "Each holds rows of a few classes only.",
     "quantity": "Some hold many rows and others few.",
+    "vertical": "Each holds some of the features of all rows.",
 }
 _ENGINES = {
     "loop": "The devices are simulated on one computer, one after another (engine loop).",

@@ -16,6 +16,7 @@ from midhaul.schemes.personal_meta import PER_FEDAVG, PER_FEDAVG_HF, PFEDME
 from midhaul.schemes.split import SPLIT, SPLIT_U
 from midhaul.schemes.split_lora import SPLIT_LORA
 from midhaul.schemes.transfer import TRANSFER
+from midhaul.schemes.vertical import VERTICAL
 from midhaul.schemes.width import FEDROLEX, HETEROFL
 
 SCHEMES: dict[str, Scheme] = {
@@ -34,6 +35,7 @@ SCHEMES: dict[str, Scheme] = {
         FEDROLEX,
         SPLIT,
         SPLIT_U,
+        VERTICAL,
         FEDERATED_SPLIT,
         FEDERATED_SPLIT_V1,
         FEDERATED_SPLIT_V3,
