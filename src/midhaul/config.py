@@ -85,6 +85,20 @@ class FleetConfig:
     speed_spread: float = option(
         0.0, "spread of the devices' speeds: a device takes exp(spread x normal) times its seconds", low=0.0, high=5.0
     )
+    mode: str = option(
+        "synchronous",
+        "whether a round waits for its whole cohort, for the next reply, or for a buffer of replies",
+        choices=("synchronous", "fedasync", "fedbuff"),
+    )
+    buffer: int = option(10, "fedbuff: replies in a version of the model; 0: as many as the cohort", low=0)
+    mixing: float = option(0.6, "fedasync: weight of a fresh reply against the model", above=0.0, high=1.0)
+    staleness: str = option(
+        "polynomial",
+        "fedasync, fedbuff: what a reply s versions old counts for: (1 + s)^-a, 1 / (a (s - b) + 1) beyond b, or 1",
+        choices=("polynomial", "hinge", "constant"),
+    )
+    staleness_exponent: float = option(0.5, "fedasync, fedbuff: a of the staleness function", above=0.0)
+    staleness_grace: int = option(4, "fedasync, fedbuff: b of the hinge, in versions", low=0)
     check: bool = option(True, "refuse a scheme that doesn't fit the board before the run")
     deadline_s: float = option(120.0, "engine firmware: how long a device may take to answer, in seconds", above=0.0)
 

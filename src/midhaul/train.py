@@ -24,6 +24,7 @@ from midhaul.kit import Scheme
 from midhaul.message import Kind, Replies
 from midhaul.models import count
 from midhaul.plant import Plant, build
+from midhaul.runtime.asynchronous import Asynchronous
 from midhaul.runtime.coding import AsDelivered
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.over_link import Ledger, OverLink
@@ -33,6 +34,7 @@ from midhaul.tree import Tree
 
 Tell = Callable[[str], None]
 Summary = dict[str, Any]
+_FLIGHT = "flight/"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ class _Run:
             groups=plant.kit.groups,
             coding=plant.coding,
         )
-        self.fleet = Participation(over_link, plant.kit, keeps_stragglers=plant.scheme.keeps_stragglers)
+        there = Participation(over_link, plant.kit, keeps_stragglers=plant.scheme.keeps_stragglers)
+        self.flying = None if config.fleet.mode == "synchronous" else Asynchronous(there, plant.kit)
+        self.fleet = self.flying or there
         coder = plant.coding.coders[Kind.ACTIVATIONS]
         self.tested = AsDelivered(plant.engine, coder, config.scheme.batch) if coder else plant.engine
         self.wall_s, self.train_s = 0.0, 0.0
@@ -180,7 +184,10 @@ class _Run:
         except (KeyError, TypeError, ValueError):
             raise CheckpointError("the checkpoint lacks a part that this version needs; start the run anew") from None
         self.plant.engine.restore(found.devices)
-        self.plant.coding.restore(found.link)
+        self.plant.coding.restore({n: v for n, v in found.link.items() if not n.startswith(_FLIGHT)})
+        if self.flying is not None:
+            held = {n.removeprefix(_FLIGHT): v for n, v in found.link.items() if n.startswith(_FLIGHT)}
+            self.flying.restore(held, scalars.get("flights", {}))
         metrics = self.out / "metrics.jsonl"
         kept_lines = metrics.read_bytes()[:size] if metrics.exists() else b""
         if len(kept_lines) != size:
@@ -203,7 +210,11 @@ class _Run:
         devices = self.plant.engine.dump()
         if self.firmware is not None:
             scalars["device_events"] = self.firmware.events
-        checkpoint.save(self.out / "checkpoint", Checkpoint(number, server, devices, scalars, self.plant.coding.dump()))
+        link = self.plant.coding.dump()
+        if self.flying is not None:
+            held, scalars["flights"] = self.flying.dump()
+            link |= {f"{_FLIGHT}{name}": value for name, value in held.items()}
+        checkpoint.save(self.out / "checkpoint", Checkpoint(number, server, devices, scalars, link))
 
     def _line(self, number: int, scores: Summary | None, metrics: dict[str, float]) -> None:
         ledger = self.ledger

@@ -14,6 +14,7 @@ from midhaul.config import Config
 from midhaul.devices import profiles
 from midhaul.errors import ConfigError
 from midhaul.fleet import Part
+from midhaul.kit import PROPERTIES
 from midhaul.link import radio
 from midhaul.message import Message, Op, Replies
 from midhaul.runtime.groups import Groups
@@ -129,9 +130,11 @@ def test_all_alike_is_the_plain_mean() -> None:
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_what_a_scheme_does_not_admit_is_refused_by_name(name: str) -> None:
-    for one in set(HARD) - set(SCHEMES[name].admits):
+    wanted = {**HARD, "asynchronous": {"fleet_mode": "fedbuff"}}
+    assert set(wanted) == set(PROPERTIES)
+    for one in set(PROPERTIES) - set(SCHEMES[name].admits):
         with pytest.raises(ConfigError, match=rf"the scheme {name} doesn't admit {one}"):
-            plant.build(Config().replace(scheme_name=name, **HARD[one]))
+            plant.build(Config().replace(scheme_name=name, **wanted[one]))
 
 
 @BOTH

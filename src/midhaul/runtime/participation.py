@@ -37,6 +37,7 @@ def check(scheme: Scheme, config: Config) -> None:
         "fleet.dropout": ("dropout", fleet.dropout > 0.0),
         "fleet.round_deadline_s": ("dropout", fleet.round_deadline_s > 0.0),
         "fleet.weighting": ("weighting", fleet.weighting != "examples"),
+        "fleet.mode": ("asynchronous", fleet.mode != "synchronous"),
     }
     for setting, (name, is_asked) in asked.items():
         if is_asked and name not in scheme.admits:
@@ -45,6 +46,8 @@ def check(scheme: Scheme, config: Config) -> None:
                 f"the scheme {scheme.name} doesn't admit {name}, which {setting} asks for (it admits {admitted}); "
                 "leave it at its default, or choose a scheme that admits it (`midhaul schemes`)"
             )
+    if fleet.round_deadline_s and fleet.mode != "synchronous":
+        raise ConfigError(f"{fleet.mode} waits for nobody, so fleet.round_deadline_s has no sense with it; set it to 0")
     drops = config.scheme.drop_stragglers and not scheme.keeps_stragglers
     if fleet.stragglers and not drops and config.scheme.epochs < 2:
         raise ConfigError("a straggler does 1 to scheme.epochs - 1 epochs; set scheme.epochs to at least 2")
