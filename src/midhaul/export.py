@@ -27,12 +27,15 @@ from midhaul.devices.instructions import Instructions
 from midhaul.devices.plan import Plan, PlanKind
 from midhaul.devices.profiles import Board
 from midhaul.errors import ConfigError, DataError, ModelError, nearest
+from midhaul.fleet import Group
+from midhaul.kit import Kit
 from midhaul.models import slices, tflite, tiny
 from midhaul.models.adapters import merge_lora
 from midhaul.models.int8 import Int8Front
 from midhaul.models.prepare import prepare
 from midhaul.models.quantise import quantise
 from midhaul.models.translate import translate
+from midhaul.models.window import blocks, take_window, window
 from midhaul.net import Kind, Layer, Net, macs
 from midhaul.units import format_bytes
 
@@ -262,11 +265,17 @@ def _run(folder: Path, data: str, device: int | None) -> _Subject:
     settings = config.read(folder / "config.toml")
     # What is only read here needs no devices, and may be exported for another board than the run's.
     built = plant.build(settings.replace(run_engine="stacked", fleet_check=False))
-    module, kit = copy.deepcopy(built.kit.program.module), built.kit
+    kit = built.kit
     shared, own = _saved(folder, "tiny"), _saved(folder, "devices")
+    group, inside = _group(kit, device)
+    module = copy.deepcopy(kit.program.module if group is None else group.program.module)
     notes = []
     if device is not None:
-        shared |= _kept(own, device, folder)
+        shared = _part(shared, kit, group) if group is not None else shared
+        kept = _kept(own, device, inside)
+        if not kept and (group is None or not shared):
+            raise DataError(f"in {folder} device {device} keeps nothing of its own; leave out --device")
+        shared |= kept
     elif own:
         notes.append("its devices keep tensors of their own; this is what the server holds: choose one with --device")
     if missing := sorted(set(module.state_dict()) - set(shared)):
@@ -278,7 +287,8 @@ def _run(folder: Path, data: str, device: int | None) -> _Subject:
     name, is_front = f"{built.tiny_name} of {folder.name}", built.scheme.part in ("front", "u")
     if is_front:
         tail = "; the tail behind the server isn't in it" if kit.program.tail is not None else ""
-        notes.append(f"the device's half, cut behind {kit.cfg.cut}{tail}")
+        cut = group.cut if group is not None and group.cut else kit.cfg.cut or "the deepest of its cuts"
+        notes.append(f"the device's half, cut behind {cut}{tail}")
     return _Subject(name, module, kit.program.input_shape, rows, tuple(notes), is_front, kit.cfg.momentum > 0.0)
 
 
@@ -294,15 +304,41 @@ def _saved(folder: Path, name: str) -> dict[str, Tensor]:
     return found
 
 
-def _kept(own: dict[str, Tensor], device: int, folder: Path) -> dict[str, Tensor]:
-    """Gives what one device keeps: the stacked engine saves own/NAME [devices, ...], the loop tree/DEVICE/NAME."""
-    prefix = f"tree/{device}/"
+def _group(kit: Kit, device: int | None) -> tuple[Group | None, str]:
+    """Gives the group of a device whose model may be another than the others', and the part of a path with its engine.
+
+    Raises: ConfigError for a device that the run didn't have.
+    """
+    programs = list(dict.fromkeys(id(group.program) for group in kit.groups))
+    if device is None or (len(programs) == 1 and kit.groups[0].program is kit.program):
+        return None, ""
+    group = next((group for group in kit.groups if device in group.devices), None)
+    if group is None:
+        raise ConfigError(f"the run has no device {device}; it has {sum(len(g.devices) for g in kit.groups)}")
+    return group, f"{programs.index(id(group.program))}/" if len(programs) > 1 else ""
+
+
+def _part(shared: dict[str, Tensor], kit: Kit, group: Group) -> dict[str, Tensor]:
+    """Gives what of the server's tensors a group's model has; of a narrower one, the leading channels."""
+    wanted = group.program.initial
+    shared = {name: value for name, value in shared.items() if name in wanted}
+    if group.width != 1.0 and shared:
+        whole = kit.program
+        places = window(whole.initial, wanted, blocks(whole.module, whole.input_shape), 0)
+        shared = take_window(shared, {name: places[name] for name in shared})
+    return {name: value for name, value in shared.items() if value.shape == wanted[name].shape}
+
+
+def _kept(own: dict[str, Tensor], device: int, inside: str) -> dict[str, Tensor]:
+    """Gives what one device keeps: the stacked engine saves own/NAME [devices, ...], the loop tree/DEVICE/NAME.
+
+    Where devices hold unlike models, the number of the engine, `inside`, is in front of NAME and of DEVICE.
+    """
+    prefix = f"tree/{inside}{device}/"
     found = {path.removeprefix(prefix): value for path, value in own.items() if path.startswith(prefix)}
     for path, value in own.items():
-        if path.startswith("own/") and 0 <= device < len(value):
-            found[path.removeprefix("own/")] = value[device]
-    if not found:
-        raise DataError(f"in {folder} device {device} keeps nothing of its own; leave out --device")
+        if path.startswith(f"own/{inside}") and 0 <= device < len(value):
+            found[path.removeprefix(f"own/{inside}")] = value[device]
     return found
 
 

@@ -101,11 +101,13 @@ class Kit:
 
         Raises: ModelError if the run wasn't told what its devices hold.
         """
-        kinds = list({id(group.program): group for group in reversed(self.groups)}.values())[::-1]
+        kinds: dict[int, Group] = {}
+        for group in self.groups:
+            kinds.setdefault(id(group.program), group)
         held = {d: id(group.program) for group in self.groups for d in (*group.devices, *group.tests)}
         if lost := [device for device in devices if device not in held]:
             raise ModelError(f"device {lost[0]} is in no group of the kit; give Kit the groups of all devices")
-        each = [(group, tuple(d for d in devices if held[d] == id(group.program))) for group in kinds]
+        each = [(group, tuple(d for d in devices if held[d] == kind)) for kind, group in kinds.items()]
         return [(group, members) for group, members in each if members]
 
 

@@ -221,9 +221,16 @@ def _tiny_models(
             f"tiny.model names {len(names)} models, and the scheme {scheme.name} wants the same one on every device; "
             "name one"
         )
+    given_options = config.tiny.options
+    if len(names) > 1 and (
+        odd := [n for n in given_options if n not in names or not isinstance(given_options[n], dict)]
+    ):
+        raise ConfigError(
+            f"tiny.options has {odd[0]!r}; of several models it holds a table for each, as {names[0]} = {{ ... }}"
+        )
     models = {}
     for name in names:
-        options = config.tiny.options if len(names) == 1 else config.tiny.options.get(name, {})
+        options = given_options if len(names) == 1 else given_options.get(name, {})
         with rng.torch_seed(start):
             own = given or tiny.build(
                 name, data.input_shape, data.num_classes, **_options(tiny.TINY, name, options, data)

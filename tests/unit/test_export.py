@@ -60,6 +60,29 @@ def test_a_devices_own_model(tmp_path: Path) -> None:
             export(str(folder), BOARD, tmp_path / "out", device=9)
 
 
+def test_the_model_of_a_device_among_unlike_ones(tmp_path: Path) -> None:
+    """A narrow device has the leading channels of the server's model; one cut early the layers that it holds."""
+    folder = run(tmp_path / "wide", "heterofl", scheme_width_mix="1,0.5")
+    whole = safetensors.torch.load_file(folder / "model" / "tiny.safetensors")
+    made = [export(str(folder), BOARD, tmp_path / "out", device=number) for number in (0, 1)]
+    assert np.array_equal(made[0].net.tensors["fc1.weight"], whole["fc1.weight"].numpy())
+    assert np.array_equal(made[1].net.tensors["fc1.weight"], whole["fc1.weight"][:8].numpy())
+    assert np.array_equal(made[1].net.tensors["head.weight"], whole["head.weight"][:, :8].numpy())
+    with pytest.raises(ConfigError, match="no device 99"):
+        export(str(folder), BOARD, tmp_path / "out", device=99)
+    for engine in ("stacked", "loop"):
+        folder = run(
+            tmp_path / engine, "federated_split_mixed", scheme_cut="relu1,relu2", tiny_options={"hidden": [16, 12]},
+            run_engine=engine,
+        )  # fmt: skip
+        early, deep = (export(str(folder), BOARD, tmp_path / "out", device=number) for number in (0, 1))
+        assert "cut behind relu1" in early.notes[0]
+        assert early.net.values[early.net.output].shape == (16, 1, 1)
+        assert deep.net.values[deep.net.output].shape == (12, 1, 1)
+        shared = safetensors.torch.load_file(folder / "model" / "tiny.safetensors")
+        assert not np.array_equal(early.net.tensors["fc1.weight"], shared["fc1.weight"].numpy())
+
+
 def test_the_half_of_a_split_run(tmp_path: Path) -> None:
     folder = run(tmp_path / "split", "split", scheme_cut="relu1")
     made = export(str(folder), BOARD, tmp_path / "out", slice="whole")

@@ -13,7 +13,7 @@ from torch import nn
 from midhaul import budget, plant, rng, train, tree, variants
 from midhaul.config import Config
 from midhaul.devices import profiles
-from midhaul.errors import BudgetError, ConfigError, EngineError, MidhaulError, SliceError
+from midhaul.errors import BudgetError, ConfigError, EngineError, MidhaulError, ModelError, SliceError
 from midhaul.fleet import Group
 from midhaul.link import radio
 from midhaul.message import Message, Op
@@ -23,6 +23,7 @@ from midhaul.runtime.groups import Groups
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.over_link import Ledger, OverLink
 from midhaul.runtime.stacked import Stacked
+from midhaul.schemes import SCHEMES
 
 BOTH = pytest.mark.parametrize("engine", [Loop, Stacked])
 KEY = rng.Key(0, 1, rng.SERVER, 0)
@@ -238,6 +239,22 @@ def test_a_device_is_cut_where_its_board_has_room_for() -> None:
         plant.build(config.replace(scheme_cut="fc2,relu1"))
     with pytest.raises(SliceError, match=r"'fc9' in scheme\.cut is no layer to cut behind"):
         plant.build(config.replace(scheme_cut="fc9"))
+
+
+def test_devices_may_hold_models_of_unlike_kinds() -> None:
+    scheme = replace(SCHEMES["fedavg"], name="for_unlike_models", differs="model", engines=("loop", "stacked"))
+    options = {"mlp": {"hidden": [24]}}
+    config = Config().replace(**{**SMALL, "tiny_model": "mlp, linear", "tiny_options": options, "fleet_board": "rpi4"})
+    built = plant.build(config, scheme=scheme)
+    assert [(g.model, g.devices) for g in built.kit.groups] == [("mlp", (0, 2, 4)), ("linear", (1, 3, 5))]
+    sizes = [tree.num_parameters(group.program.initial) for group in built.kit.groups]
+    assert sizes == [64 * 24 + 24 + 24 * 10 + 10, 64 * 10 + 10]
+    assert built.kit.program is built.kit.groups[0].program
+    assert isinstance(built.engine, Groups)
+    with pytest.raises(ModelError, match="linear has no option"):
+        plant.build(config.replace(tiny_options={"linear": {"hidden": [3]}}), scheme=scheme)
+    with pytest.raises(ConfigError, match=r"tiny\.options has 'hidden'; of several models it holds a table for each"):
+        plant.build(config.replace(tiny_options={"hidden": [3]}), scheme=scheme)
 
 
 def test_every_group_must_fit_its_own_board() -> None:
