@@ -121,6 +121,10 @@ class TinyConfig:
         choices=("float32", "int8"),
     )
     lora_rank: int = option(0, "rank of low-rank adapters on its dense and 1x1 layers; 0: none", low=0)
+    lora_targets: str = option(
+        "all", "layers that have adapters: all, linear, or names with * for any text, parted by commas"
+    )
+    lora_scale: float = option(1.0, "factor of the adapters' product: alpha over the rank", above=0.0)
     options: Options = option(
         {}, "options of the model's builder, for example hidden = [64]; of several models, a table for each"
     )
@@ -184,8 +188,11 @@ class SchemeConfig:
         low=0.0,
         high=1.0,
     )
-    ranks: str = option("16,8,4,2,1", "mixed ranks: a device's adapters have the largest rank that fits its board")
-    rank_mix: str = option("", "mixed ranks: ranks dealt to the devices in turn, instead")
+    ranks: str = option(
+        "16,8,4,2,1",
+        "federated LoRA, unless tiny.lora_rank is set: a device's adapters have the largest rank that fits its board",
+    )
+    rank_mix: str = option("", "federated LoRA: ranks dealt to the devices in turn, instead")
     half_lr: float = option(0.0, "split schemes: the server's learning rate behind the cut; 0: large.lr", low=0.0)
     pretrain: bool = option(False, "split schemes: both halves begin as trained on the server's public data")
     relay_groups: int = option(2, "group_split: groups that train side by side, with a relay in each", low=1)
@@ -221,6 +228,12 @@ class SchemeConfig:
     meta_anneal: bool = option(False, "FML: meta_lr falls to nothing along a line over the run's rounds")
     moreau: float = option(15.0, "pfedme: how strongly the shared model pulls the personal one (lambda)", above=0.0)
     difference_step: float = option(1e-3, "per_fedavg_hf: how far the finite difference looks", above=0.0)
+    beside: str = option(
+        "", "fedit, flora, flexlora, hetlora: what is trained and averaged beside the adapters: head, bias, layers:A,B"
+    )
+    rank_weight: str = option(
+        "norm", "hetlora: a device weighs by the norm of its product, or by its examples", choices=("norm", "examples")
+    )
     adapt_epochs: int = option(5, "epochs that a held-out device adapts its own slice (data.adapt > 0)", low=1)
     pooled_model: str = option("large", "pooled: which model is trained", choices=("large", "tiny"))
 

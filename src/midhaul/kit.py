@@ -177,13 +177,14 @@ class Scheme:
         return ", ".join(need for need in (large, public, lora) if need) or "-"
 
 
-def ask_all(fleet: Fleet, message: Message, key: rng.Key) -> Replies:
-    """Sends a message, the same to all, to every device that trains, and asks again those that didn't answer.
+def ask_all(fleet: Fleet, message: Message, key: rng.Key, devices: tuple[int, ...] = ()) -> Replies:
+    """Sends a message, the same to all, to every device that trains, or to those named, and asks again those that
+    didn't answer.
 
     Raises: EngineError for a device that can't be reached.
     """
     parts: list[Replies] = []
-    missing = fleet.devices
+    missing = devices or fleet.devices
     for _ in range(_TRIES):
         parts.append(fleet.exchange(message, key=key, devices=missing))
         missing = tuple(device for device in missing if device not in parts[-1].devices)

@@ -2,7 +2,8 @@
 
 This is the slow version that is obviously right; `runtime/stacked.py` is held to it, and so is the C runtime.
 
-What a device remembers: the parameters of a message serve that op alone. Only LOAD keeps them; FIT keeps what it
+What a device remembers: the parameters of a message serve that op alone. Only LOAD keeps them (by the rule `absorb` it
+adds the products of the adapters it is sent, of whatever rank, to the weights of their layers); FIT keeps what it
 trained and was not asked to send; BACKWARD keeps the step it made.
 
 Shape letters: B rows of a batch, C classes, H the shape at the cut.
@@ -21,7 +22,7 @@ from torch import Tensor
 from midhaul import rng, rules, tree
 from midhaul.errors import EngineError
 from midhaul.message import ROW_KINDS, Message, Op, Reply, Settings
-from midhaul.models import losses
+from midhaul.models import adapters, losses
 from midhaul.program import Examples, Indices, Local, Program
 from midhaul.tree import Tree
 
@@ -110,6 +111,9 @@ def row_losses(logits: Tensor, y: Tensor, soft: Tensor | None, settings: Setting
 
 def _load(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:
     known = program.initial
+    if message.settings.get("rule") == "absorb":
+        weights = adapters.absorbed(program.module, _parameters(program, state, Message(Op.LOAD)), message.tree)
+        return replace(state, tree=tree.merge(state.tree, weights), stash={}), _reply(state)
     for name, value in message.tree.items():
         if name not in known or known[name].shape != value.shape:
             raise EngineError(f"a device was sent {name} of shape {tuple(value.shape)}, which its model doesn't have")

@@ -124,7 +124,7 @@ def build(
     dealt = _deal(config, chosen, prepared, held, data, federation, start)
     if chosen.differs == "rank":
         most = max(variant.rank for variant in dealt)
-        prepared = prepared._replace(module=_with_lora(prepared.module, most, start))
+        prepared = prepared._replace(module=_with_lora(prepared.module, most, config, start))
     if chosen.adapters and not any(name.endswith(".lora_a") for name, _ in prepared.module.named_parameters()):
         raise ConfigError(f"the scheme {chosen.name} trains low-rank adapters; set tiny.lora_rank, for example 8")
     deepest = _deepest(dealt, prepared, data)
@@ -242,13 +242,13 @@ def _tiny_models(
                 "set tiny.norm = 'group'"
             )
         if config.tiny.lora_rank and scheme.differs != "rank":
-            prepared = prepared._replace(module=_with_lora(prepared.module, config.tiny.lora_rank, start))
+            prepared = prepared._replace(module=_with_lora(prepared.module, config.tiny.lora_rank, config, start))
         models[name] = prepared
     return models
 
 
-def _with_lora(module: nn.Module, rank: int, start: rng.Key) -> nn.Module:
-    return add_lora(module, rank, float(rank), "all", start.at(3))
+def _with_lora(module: nn.Module, rank: int, config: Config, start: rng.Key) -> nn.Module:
+    return add_lora(module, rank, config.tiny.lora_scale * rank, config.tiny.lora_targets, start.at(3))
 
 
 def _deal(
@@ -274,7 +274,7 @@ def _deal(
         if variant.width != 1.0:
             module = slices.width(module, variant.width, shape)[0]
         if variant.rank:
-            module = _with_lora(module, variant.rank, start)
+            module = _with_lora(module, variant.rank, config, start)
         return _need(config, scheme, module, board, shape, num_rows, variant, enforce=False)
 
     return variants.deal(found, in_turn, held, needs, enforce=config.fleet.check)
@@ -336,7 +336,7 @@ def _program(
     if variant.cut != deepest:
         return Program(slices.cut(base.module, variant.cut, base.input_shape)[0], base.input_shape)
     if variant.rank < largest:
-        return Program(_with_lora(prepared.module, variant.rank, start), base.input_shape)
+        return Program(_with_lora(prepared.module, variant.rank, kit.config, start), base.input_shape)
     if variant.model not in ("", first):
         return Program(models[variant.model].module, base.input_shape)
     return base

@@ -75,12 +75,13 @@ def candidates(config: Config, differs: str, cuts: Sequence[CutPoint] = ()) -> t
         found = [Variant(width=value) for value in widths]
         return (found, True) if cfg.width_mix else (sorted(found, key=lambda v: -v.width), False)
     if differs == "rank":
-        dealt = cfg.rank_mix or cfg.ranks
+        in_turn = cfg.rank_mix or str(config.tiny.lora_rank or "")  # one rank for all, if it is named
+        dealt = in_turn or cfg.ranks
         ranks = _numbers("scheme.rank_mix" if cfg.rank_mix else "scheme.ranks", dealt, 1e6)
         if any(value != int(value) for value in ranks):
             raise ConfigError(f"a rank is a whole number, and one of {dealt!r} isn't")
         found = [Variant(rank=int(value)) for value in ranks]
-        return (found, True) if cfg.rank_mix else (sorted(found, key=lambda v: -v.rank), False)
+        return (found, True) if in_turn else (sorted(found, key=lambda v: -v.rank), False)
     if differs == "cut":
         named = [name.strip() for name in cfg.cut.split(",") if name.strip()]
         return [Variant(cut=name) for name in named or [point.name for point in reversed(cuts)]], bool(named)

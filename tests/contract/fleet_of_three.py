@@ -17,7 +17,7 @@ from midhaul.fleet import Group
 from midhaul.kit import Kit, Scheme
 from midhaul.link import radio
 from midhaul.models import slices
-from midhaul.models.adapters import add_lora
+from midhaul.models.adapters import add_lora, merge_lora
 from midhaul.models.rates import WithRates
 from midhaul.program import Examples, Population, Program
 from midhaul.runtime.blobs import DeviceBlobs
@@ -29,6 +29,7 @@ from midhaul.runtime.stacked import Stacked
 
 SIZES = (1, 7, 200)
 FEATURES, CLASSES, HIDDEN = 6, 3, 8
+LORA = rng.key(0, 0, rng.SERVER, rng.Use.INIT).at(3)
 
 
 class Tiny(nn.Module):
@@ -88,13 +89,18 @@ def setting(
         "scheme_tune_lr": 0.1,
         "run_rounds": 5,
     }
-    base |= {"scheme_width_mix": "1,0.5,0.5", "scheme_rank_mix": "3,2,1"}
+    base |= {"scheme_width_mix": "1,0.5,0.5", "scheme_rank_mix": "1,2,3"}
     base |= {"scheme_cut": "second,first,first"} if scheme.differs == "cut" else {}
     if scheme.adapters:
         base["scheme_lr"] = 0.3  # a few rows of rank on a model that was only drawn
+    if scheme.differs == "rank":
+        # A few rows of rank on a model that was only drawn; and one row's product isn't small.
+        base |= {"scheme_lr": 0.3, "scheme_rank_weight": "examples"}
+        base |= {"scheme_rank_mix": "2"} if scheme.name == "fedit" else {}
     config = Config().replace(**{**base, **changes})
     population = examples(own_test)
     with rng.torch_seed(rng.key(0, 0, rng.SERVER, rng.Use.INIT)):
+        whole: nn.Module
         whole, teacher = Tiny(), rear(FEATURES, CLASSES)
         front = nn.Sequential()
         front.add_module("first", whole.first)
@@ -109,6 +115,9 @@ def setting(
     if scheme.adapters and scheme.part == "front":
         key = rng.key(0, 0, rng.SERVER, rng.Use.INIT)
         front, behind = (add_lora(half, rank, float(rank), "all", key) for half in (front, behind))
+    if scheme.differs == "rank":
+        most = max(int(part) for part in config.scheme.rank_mix.split(","))
+        whole = add_lora(whole, most, float(most), "all", LORA)
     shape = (FEATURES,)
     if scheme.large == "joint":
         population, shape = in_parts(population, len(SIZES)), (FEATURES // len(SIZES),)
@@ -142,9 +151,8 @@ def groups_of(scheme: Scheme, config: Config, program: Program, population: Popu
             held = Program(slices.width(module, variant.width, shape)[0], shape)
         elif variant.cut != largest.cut:
             held = Program(slices.cut(module, variant.cut, shape)[0], shape)
-        elif variant.rank:
-            key = rng.key(0, 0, rng.SERVER, rng.Use.INIT).at(3)
-            held = Program(add_lora(module, variant.rank, float(variant.rank), "all", key), shape)
+        elif variant.rank != largest.rank:
+            held = Program(add_lora(merge_lora(module), variant.rank, float(variant.rank), "all", LORA), shape)
         groups.append(Group(devices, tests, held, board, on, variant.width, variant.cut, variant.rank))
     return tuple(groups)
 

@@ -16,7 +16,7 @@ LAYERS = (
     {"ops", "budget", "fleet"},
     {"server"},
     {"kit", "checkpoint"},
-    {"halves"},
+    {"halves", "lora"},
     {"schemes", "runtime", "variants"},
     {"plant"},
     {"train", "plan", "export", "report", "size", "provision", "inference"},

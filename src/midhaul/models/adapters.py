@@ -1,12 +1,16 @@
 """Low-rank adapters: a layer's weight W becomes W + (alpha / rank) B A, of which only A and B are trained.
 
+What federated schemes do with the adapters of many devices is at the end: the sum of their products, stacking, the
+singular value decomposition, and fewer or more rows of rank. An adapter tree holds `LAYER.lora_a` and `LAYER.lora_b`.
+
 Source: Hu et al., "LoRA: low-rank adaptation of large language models", ICLR 2022, section 4.1.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import fnmatch
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +20,9 @@ from torch import Tensor, nn
 from midhaul import rng
 from midhaul.errors import ModelError, nearest
 from midhaul.models import trace
+from midhaul.tree import Tree
+
+A, B = ".lora_a", ".lora_b"
 
 
 class LoRALinear(nn.Module):
@@ -73,7 +80,8 @@ def add_lora(
 ) -> nn.Module:
     """Gives a copy with adapters in its layers; it computes the same until they are trained, since B starts at zero.
 
-    `targets`: `linear` for all linear layers, `all` for convolutions with a kernel of 1 as well, or the layers' names.
+    `targets`: `linear` for all linear layers, `all` for convolutions with a kernel of 1 as well, or the layers' names,
+    in which * stands for any text, parted by commas if they are one text.
     A is drawn from a normal distribution of variance 1 / in, for each layer from a stream of its own under the key. The
     parameters keep their names; `slices.names(module, "lora")` gives those of the adapters.
 
@@ -101,6 +109,119 @@ def merge_lora(module: nn.Module) -> nn.Module:
     return module
 
 
+def adapted(adapters: Iterable[str]) -> tuple[str, ...]:
+    """Gives the names of the layers whose adapters are among these parameters, in order.
+
+    >>> adapted(["fc.weight", "fc.lora_a", "fc.lora_b"])
+    ('fc',)
+    """
+    return tuple(name.removesuffix(A) for name in adapters if name.endswith(A))
+
+
+def rank_of(adapters: Tree) -> int:
+    """Gives the largest rank of the adapters in a tree, 0 without any."""
+    return max((len(adapters[layer + A]) for layer in adapted(adapters)), default=0)
+
+
+def fresh(adapters: Tree, key: rng.Key) -> Tree:
+    """Gives adapters as they are before training: A drawn anew, for each layer from a stream of its own, and B zero."""
+    new = {name: torch.zeros_like(value) for name, value in adapters.items()}
+    for place, layer in enumerate(adapted(adapters)):
+        rank, width = adapters[layer + A].shape
+        drawn = torch.from_numpy(rng.normal(key.at(place), rank * width)).reshape(rank, width) * width**-0.5
+        new[layer + A] = drawn.to(adapters[layer + A].dtype)
+    return new
+
+
+def products(adapters: Tree) -> Tree:
+    """Gives B A of each layer, in double precision. Shapes: lora_a [r, in], lora_b [out, r] -> LAYER [out, in]."""
+    return {layer: adapters[layer + B].double() @ adapters[layer + A].double() for layer in adapted(adapters)}
+
+
+def stacked(parts: Sequence[Tree], shares: Sequence[float]) -> Tree:
+    """Gives one adapter tree whose products are the sum of share x B A over the parts, whatever the rank of each.
+
+    Shapes: part i: lora_a [r_i, in], lora_b [out, r_i] -> [sum r_i, in], [out, sum r_i].
+    Source: Wang et al., "FLoRA: federated fine-tuning large language models with heterogeneous low-rank adaptations",
+    NeurIPS 2024, section 3.
+
+    >>> one = {"f.lora_a": torch.ones(1, 2), "f.lora_b": torch.ones(1, 1)}
+    >>> products(stacked([one, one], [0.25, 0.5]))["f"]
+    tensor([[0.7500, 0.7500]], dtype=torch.float64)
+    """
+    whole: Tree = {}
+    for layer in adapted(parts[0]):
+        whole[layer + A] = torch.cat([part[layer + A] for part in parts])
+        whole[layer + B] = torch.cat([part[layer + B] * share for part, share in zip(parts, shares, strict=True)], 1)
+    return whole
+
+
+def absorbed(module: nn.Module, weights: Tree, adapters: Tree) -> Tree:
+    """Gives `LAYER.weight` of the adapted layers after their adapters' products, of any rank, were added for good.
+
+    Raises: ModelError for an adapter that the module's layer can't have.
+    """
+    new: Tree = {}
+    for layer, change in products(_fitting(module, adapters)).items():
+        name, scale = f"{layer}.weight", float(getattr(module.get_submodule(layer), "scale"))  # noqa: B009
+        new[name] = (weights[name].double() + scale * change.reshape(weights[name].shape)).to(weights[name].dtype)
+    return new
+
+
+def factored(changes: Tree, rank: int) -> Tree:
+    """Gives the adapters of a rank whose products are nearest to the changes, each singular value shared by B and A.
+
+    Of the two signs of a pair of singular vectors it takes that in which the left one's largest entry is above 0. Where
+    a change has fewer than `rank` singular values, the other columns of B and rows of A are zero.
+
+    Shapes: LAYER [out, in] -> lora_a [rank, in], lora_b [out, rank], float32.
+    Source: Eckart and Young, "The approximation of one matrix by another of lower rank", Psychometrika 1936.
+    """
+    new: Tree = {}
+    for layer, change in changes.items():
+        left, values, right = torch.linalg.svd(change.double(), full_matrices=False)
+        kept = min(rank, len(values))
+        left, values, right = left[:, :kept], values[:kept], right[:kept]
+        # What is only rounding must not be given a direction, which would be another one on every machine.
+        values = torch.where(values > values[:1] * torch.finfo(torch.float32).eps, values, 0.0)
+        sign = torch.sign(left.gather(0, left.abs().argmax(0, keepdim=True)))
+        root = values.sqrt()
+        thin = {layer + A: (root * sign[0])[:, None] * right, layer + B: left * root * sign}
+        new |= padded({name: value.float() for name, value in thin.items()}, rank)
+    return new
+
+
+def thinned(adapters: Tree, rank: int) -> Tree:
+    """Gives the first `rank` rows of each A and columns of each B; what is no adapter stays."""
+    return {
+        name: value[:rank] if name.endswith(A) else value[:, :rank] if name.endswith(B) else value
+        for name, value in adapters.items()
+    }
+
+
+def padded(adapters: Tree, rank: int) -> Tree:
+    """Gives the adapters with zeros up to a rank; what is no adapter stays. Their products are the same."""
+    new = dict(adapters)
+    for layer in adapted(adapters):
+        more = rank - len(adapters[layer + A])
+        new[layer + A] = F.pad(adapters[layer + A], (0, 0, 0, more))
+        new[layer + B] = F.pad(adapters[layer + B], (0, more))
+    return new
+
+
+def _fitting(module: nn.Module, adapters: Tree) -> Tree:
+    """Gives the adapters if the module's layers can have them. Raises: ModelError."""
+    layers = dict(module.named_modules())
+    for layer in adapted(adapters):
+        a, b, own = adapters[layer + A], adapters.get(layer + B), layers.get(layer)
+        if not isinstance(own, LoRALinear | LoRAConv1x1):
+            raise ModelError(f"{type(module).__name__} has no adapter at the layer {layer!r}; send those that it has")
+        fits = b is not None and a.dim() == b.dim() == 2 and a.shape[0] == b.shape[1]
+        if b is None or not fits or (b.shape[0], a.shape[1]) != (own.lora_b.shape[0], own.lora_a.shape[1]):
+            raise ModelError(f"an adapter of the layer {layer!r} doesn't fit it; A is [rank, in] and B is [out, rank]")
+    return adapters
+
+
 def _chosen(module: nn.Module, targets: str | Iterable[str]) -> list[str]:
     layers = dict(module.named_modules())
     if targets in ("linear", "all"):
@@ -109,10 +230,13 @@ def _chosen(module: nn.Module, targets: str | Iterable[str]) -> list[str]:
         if not chosen:
             raise ModelError(f"{type(module).__name__} has no layer of the kind {targets!r} that can have an adapter")
         return chosen
-    named = [targets] if isinstance(targets, str) else list(targets)
+    named: list[str] = []
+    for target in targets.split(",") if isinstance(targets, str) else targets:
+        found = fnmatch.filter(layers, target.strip())
+        if not found:
+            raise ModelError(f"{type(module).__name__} has no layer {target!r}{nearest(target, layers)}")
+        named += [name for name in found if name not in named]
     for name in named:
-        if name not in layers:
-            raise ModelError(f"{type(module).__name__} has no layer {name!r}{nearest(name, layers)}")
         if not _fits(layers[name]):
             raise ModelError(
                 f"the layer {name!r} is a {type(layers[name]).__name__}, which can't have an adapter; "

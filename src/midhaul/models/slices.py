@@ -29,7 +29,7 @@ __all__ = [
     "width",
 ]
 
-SPECS = ("whole", "head", "body", "bias", "lora", "front:LAYER", "rear:LAYER", "layers:A,B")
+SPECS = ("whole", "head", "body", "bias", "lora", "front:LAYER", "rear:LAYER", "layers:A,B", "A+B")
 
 
 class CutPoint(NamedTuple):
@@ -43,7 +43,8 @@ def names(module: nn.Module, spec: str, input_shape: tuple[int, ...]) -> tuple[s
     """Gives the names of the parameters of a slice, in the module's order.
 
     `whole`; `head`: the layer with parameters that is executed last; `body`: the rest; `bias`: every bias (TinyTL);
-    `lora`: the matrices of adapters; `front:LAYER`, `rear:LAYER`: what lies before and behind a cut; `layers:A,B`.
+    `lora`: the matrices of adapters; `front:LAYER`, `rear:LAYER`: what lies before and behind a cut; `layers:A,B`;
+    `A+B`: what is in the slice A or in B.
 
     Raises: SliceError for a slice that the model doesn't have.
     Source: bias: Cai et al., "TinyTL: reduce memory, not parameters for efficient on-device learning", NeurIPS 2020.
@@ -98,6 +99,8 @@ def cut(module: nn.Module, layer: str, input_shape: tuple[int, ...]) -> tuple[nn
 def _found(
     module: nn.Module, spec: str, input_shape: tuple[int, ...], known: tuple[str, ...]
 ) -> tuple[str, ...] | set[str]:
+    if "+" in spec:
+        return {name for part in spec.split("+") for name in _found(module, part, input_shape, known)}
     kind, _, layer = spec.partition(":")
     if spec == "whole":
         return known

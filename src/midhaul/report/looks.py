@@ -54,7 +54,10 @@ STYLES: dict[str, Style] = {
     "per_fedavg_hf": Style("#8C2F4B", "s", (9, 2, 3, 2)),
     "pfedme": Style("#5A3E99", "D", (9, 2, 3, 2)),
     "split_lora": Style("#6A7F10", "v", (9, 2, 3, 2)),
-    "federated_foundation": Style("#2A8F88", "^", (2, 1.5)),
+    "fedit": Style("#2A8F88", "^", (7, 1.5, 2, 1.5)),
+    "flora": Style("#0B6E69", "o", (7, 1.5, 2, 1.5)),
+    "flexlora": Style("#5AA9A3", "D", (7, 1.5, 2, 1.5)),
+    "hetlora": Style("#476F3A", "v", (7, 1.5, 2, 1.5)),
 }
 _SPARE: tuple[Style, ...] = (
     Style("#7A5195", "D", (3, 1, 1, 1)),

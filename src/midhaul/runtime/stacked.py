@@ -15,7 +15,7 @@ from midhaul import ops, rng, tree
 from midhaul.errors import EngineError
 from midhaul.fleet import Part
 from midhaul.message import Message, Op, Replies, join
-from midhaul.models import count
+from midhaul.models import adapters, count
 from midhaul.program import Indices, Population, Program
 from midhaul.runtime.chunk import Chunk, replies_of
 from midhaul.tree import Tree
@@ -83,12 +83,15 @@ class Stacked:
 
     def _load(self, message: Message, asked: list[int]) -> Replies:
         known = self.program.initial
+        everyone = set(asked) >= set(self.devices)
+        if message.settings.get("rule") == "absorb":
+            message = self._absorbed(message, asked, everyone)
         for name, value in message.tree.items():
             if name not in known or known[name].shape != value.shape:
                 raise EngineError(
                     f"a device was sent {name} of shape {tuple(value.shape)}, which its model doesn't have"
                 )
-            if set(asked) >= set(self.devices) | set(self.test_devices) or set(asked) >= set(self.devices):
+            if everyone:
                 self.base[name] = value
                 self.own.pop(name, None)
             else:
@@ -103,6 +106,15 @@ class Stacked:
             self.stash.pop(device, None)
         weight = [float(len(self.population.rows(device, "train"))) for device in asked]
         return replies_of(asked, {}, None, weight, {"rows": torch.zeros(len(asked), dtype=torch.float64)})
+
+    def _absorbed(self, message: Message, asked: list[int], everyone: bool) -> Message:
+        """Gives the message that loads the weights of the adapted layers after their adapters' products were added."""
+        shared, each = self.parameters(Message(Op.LOAD), asked)
+        module, sent = self.program.module, message.tree
+        if everyone and not any(f"{layer}.weight" in each for layer in adapters.adapted(sent)):
+            return Message(Op.LOAD, adapters.absorbed(module, shared, sent))
+        held = [{**shared, **tree.row(each, place)} for place in range(len(asked))]
+        return Message(Op.LOAD, each=tree.stack([adapters.absorbed(module, own, sent) for own in held]))
 
     def set_own(self, name: str, devices: list[int], values: Tensor) -> None:
         """Keeps a tensor of each of some devices. Shapes: values [D, ...]."""

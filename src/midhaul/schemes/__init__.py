@@ -5,6 +5,7 @@ from __future__ import annotations
 from midhaul.kit import Scheme
 from midhaul.schemes.baseline import LOCAL, POOLED
 from midhaul.schemes.federated import FEDADAM, FEDAVG, FEDPROX
+from midhaul.schemes.federated_foundation import FEDIT, FLEXLORA, HETLORA
 from midhaul.schemes.federated_meta import ANIL, FOMAML, MAML, META_SGD, REPTILE
 from midhaul.schemes.federated_split import FEDERATED_SPLIT, FEDERATED_SPLIT_V1, FEDERATED_SPLIT_V3
 from midhaul.schemes.federated_transfer import FEDERATED_TRANSFER, FEDPER, FEDREP
@@ -15,6 +16,7 @@ from midhaul.schemes.mixed_split import FEDERATED_SPLIT_MIXED
 from midhaul.schemes.personal_meta import PER_FEDAVG, PER_FEDAVG_HF, PFEDME
 from midhaul.schemes.split import SPLIT, SPLIT_U
 from midhaul.schemes.split_lora import SPLIT_LORA
+from midhaul.schemes.stacked_adapters import FLORA
 from midhaul.schemes.transfer import TRANSFER
 from midhaul.schemes.vertical import VERTICAL
 from midhaul.schemes.width import FEDROLEX, HETEROFL
@@ -52,5 +54,9 @@ SCHEMES: dict[str, Scheme] = {
         PER_FEDAVG,
         PER_FEDAVG_HF,
         PFEDME,
+        FEDIT,
+        FLORA,
+        FLEXLORA,
+        HETLORA,
     )
 }
