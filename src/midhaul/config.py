@@ -170,8 +170,27 @@ class SchemeConfig:
     soft_weight: float = option(0.7, "transfer: weight of the teacher against the labels", low=0.0, high=1.0)
     distill_epochs: int = option(30, "transfer: epochs of the distillation on public data", low=0)
     distill_lr: float = option(2e-3, "transfer: the server's learning rate for the tiny model", above=0.0)
+    distill: str = option(
+        "logits",
+        "what the large model teaches: its logits (Hinton), or first features of a layer in its middle (FitNets)",
+        choices=("logits", "features"),
+    )
+    hint_layer: str = option("", "distill = features: the large model's layer; empty: the middle one")
+    guided_layer: str = option("", "distill = features: the tiny model's layer; empty: the middle one")
+    hint_epochs: int = option(10, "distill = features: epochs on the hint before the logits", low=0)
     tune_lr: float = option(0.01, "transfer: the devices' learning rate while they fine-tune", above=0.0)
-    tune: str = option("head", "transfer: what devices fine-tune: none, head, bias, whole, lora, layers:A,B")
+    tune: str = option(
+        "head", "transfer: what devices fine-tune: none, head, bias, whole, lora, layers:A,B, tensors:A,B"
+    )
+    probe: float = option(
+        0.3, "sparse_transfer: share of the public rows that tell what a tensor is worth", above=0.0, high=0.9
+    )
+    probe_epochs: int = option(3, "sparse_transfer: epochs that each tensor is trained alone to tell", low=1)
+    adapter_blocks: int = option(1, "offsite_tuning: the large model's blocks in each of the two adapters", low=1)
+    emulator: float = option(
+        0.5, "offsite_tuning: share of the blocks between that devices are given", above=0.0, high=1.0
+    )
+    sram_bytes: int = option(0, "sparse_transfer: SRAM that a device may use; 0: all of its board", low=0)
     cut: str = option(
         "",
         "split: the layer whose output is sent; empty: the first that can be. federated_split_mixed: several, a,b, "

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from midhaul import rng, rules, tree
+from midhaul import hints, rng, rules, tree
 from midhaul.config import Config, SchemeConfig
 from midhaul.errors import EngineError, ModelError
 from midhaul.fleet import Fleet, Group
@@ -45,6 +45,7 @@ class Kit:
     augment: Augment | None = None
     taught: nn.Module | None = None  # the float module that is taught, where devices hold its int8 form
     lower: Callable[[Tree], Tree] | None = None  # from that module's tree to the devices'
+    most_rows: int = 1  # that a training device holds
     groups: tuple[Group, ...] = ()  # the devices by what lies on them; `program` is the largest of theirs
 
     @property
@@ -129,7 +130,8 @@ class Scheme:
     `direction` says who teaches whom: large to tiny, tiny to large, both ways, tiny to tiny, or none. `up` and `down`
     are the kinds of tensors that cross the link in rounds; the contract suite holds `up` to what the link counted.
     `part` is what of the tiny model lies on a device: whole, front (up to the cut), u (front and tail), or local (whole
-    too, but FORWARD ends at the cut, and what lies behind it is an auxiliary head for a loss on the device).
+    too, but FORWARD ends at the cut, and what lies behind it is an auxiliary head for a loss on the device); emulator
+    is a lossy copy of the large model instead.
     `rates`: the device holds a learning rate beside each parameter (Meta-SGD).
     `large` says what the server's model is: none, a teacher that sees examples, the rear behind the cut, or a joint one
     behind all devices' cuts, which hold different features of the same rows.
@@ -137,6 +139,7 @@ class Scheme:
     a run tells what each of the two models gained. On firmware it speaks to the simulation, which has every device's
     rows but nothing that a board has learned. `engines` are those that can run it.
     `adapters` says that the tiny model must have low-rank adapters.
+    `trains` gives the slice that devices train, for a scheme that finds it in `init`; its budget is made then.
     `differs` says what of the tiny model may differ from device to device: none, width, cut, rank, or model.
     `admits` are the properties of a run that it can have: cohort (it asks `Kit.cohort`), stragglers (its devices work
     in epochs or steps), dropout (its rounds close without the absent), weighting (its means count by the replies'
@@ -165,6 +168,7 @@ class Scheme:
     differs: str = "none"
     admits: tuple[str, ...] = ("cohort", "dropout")
     keeps_stragglers: bool = False
+    trains: Callable[[Server, Kit], str] | None = None
 
     @property
     def needs(self) -> str:
@@ -249,7 +253,7 @@ def init_halves(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
     return Server(tree.without(first, kit.program.personal), whole, {"optimizer": memory})
 
 
-def _learned(kit: Kit, module: nn.Module, key: rng.Key, label: str) -> Tree:
+def learned(kit: Kit, module: nn.Module, key: rng.Key, label: str) -> Tree:
     """Gives a module's tree after training on public data, as [large] has it."""
     public, large = kit.public, kit.config.large
     whole, _, _ = train(
@@ -274,7 +278,7 @@ def _pretrained(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
     if kit.program.tail is not None:
         parts["tail"] = kit.program.tail
     joint = nn.Sequential(parts)
-    whole = _learned(kit, joint, rng.key(key.seed, key.round, rng.SERVER, rng.Use.PUBLIC), "both halves learn")
+    whole = learned(kit, joint, rng.key(key.seed, key.round, rng.SERVER, rng.Use.PUBLIC), "both halves learn")
     first = {n: whole.get(n if n.startswith("tail.") else f"front.{n}", v) for n, v in kit.program.initial.items()}
     return first, {name.removeprefix("rear."): value for name, value in whole.items() if name.startswith("rear.")}
 
@@ -353,7 +357,7 @@ def teach(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
     public, large_cfg, cfg = kit.public, kit.config.large, kit.cfg
     large = kit.server_model()
     start = rng.key(key.seed, key.round, rng.SERVER, rng.Use.PUBLIC)
-    teacher = _learned(kit, large, start, "the large model learns")
+    teacher = learned(kit, large, start, "the large model learns")
     # What is changed from step to step must be shown to the teacher too; what isn't, once.
     soft = partial(predict, large, teacher) if kit.augment is not None else predict(large, teacher, public.x)
     tiny = kit.taught or kit.program.module
@@ -363,6 +367,22 @@ def teach(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
         # The body is the large model's own first layers, as trained; only the head behind it is new.
         whole |= {name: teacher[name.removeprefix("body.")] for name in whole if name.startswith("body.")}
         only = kit.program.names("head")
+    if cfg.distill == "features":
+        whole, _ = hints.learn(
+            tiny,
+            whole,
+            large,
+            teacher,
+            public,
+            guided=cfg.guided_layer,
+            hint=cfg.hint_layer,
+            lr=cfg.distill_lr,
+            epochs=cfg.hint_epochs,
+            batch=large_cfg.batch,
+            key=start.at(2 << 16),
+            augment=kit.augment,
+            progress=kit.progress,
+        )
     student, _, _ = train(
         tiny,
         whole,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +22,14 @@ from midhaul.devices import profiles
 from midhaul.devices.profiles import Board
 from midhaul.errors import ConfigError, SliceError, nearest
 from midhaul.fleet import Group
-from midhaul.kit import Kit, Scheme
+from midhaul.kit import Kit, Scheme, Work
 from midhaul.link import radio as radios
 from midhaul.link.radio import Radio
 from midhaul.message import Op
 from midhaul.models import large, slices, tiny, trace
 from midhaul.models.adapters import add_lora
 from midhaul.models.augment import Rotation
+from midhaul.models.emulator import emulate
 from midhaul.models.entry import Entry
 from midhaul.models.int8 import Int8Front
 from midhaul.models.prepare import Prepared, prepare
@@ -43,7 +44,7 @@ from midhaul.runtime.loop import Loop
 from midhaul.runtime.places import places
 from midhaul.runtime.stacked import Stacked
 from midhaul.schemes import SCHEMES
-from midhaul.server import Progress
+from midhaul.server import Progress, Server
 from midhaul.units import format_bytes
 from midhaul.variants import Variant
 
@@ -72,6 +73,18 @@ class Plant:
     tiny_name: str
     large_name: str
     coding: Coding
+
+
+def settle(plant: Plant, server: Server) -> Plant:
+    """Gives the plant with the budgets of the slice that its scheme chose in `init`, where it does so."""
+    if (trains := plant.scheme.trains) is None:
+        return plant
+    work = (Work(Op.FIT, trains(server, plant.kit)), *plant.scheme.work(plant.kit.cfg))
+    scheme = dataclasses.replace(plant.scheme, work=lambda cfg: work)
+    training = [group for group in plant.kit.groups if group.devices]
+    needs = tuple(_need_of(g, plant.kit, scheme, g.program.module, plant.federation) for g in training)
+    place = _tightest(needs)
+    return dataclasses.replace(plant, board=needs[place].board, need=needs[place], needs=needs)
 
 
 def find_scheme(name: str) -> Scheme:
@@ -112,6 +125,11 @@ def build(
     if wants and not len(federation.public):
         raise ConfigError(f"the scheme {chosen.name} needs public data on the server; set data.public, for example 0.3")
     _check_nopeek(config, chosen, data)
+    if config.scheme.distill == "features" and _takes_body(config, chosen):
+        raise ConfigError(
+            "with scheme.body = 'cut' the tiny model's layers are the large one's, so there is nothing to be guided; "
+            "set scheme.distill = 'logits'"
+        )
     start = rng.key(config.run.seed, 0, rng.SERVER, rng.Use.INIT)
     models = _tiny_models(config, chosen, data, module, start)
     prepared = next(iter(models.values()))
@@ -141,14 +159,14 @@ def build(
     if config.tiny.precision == "int8":
         kit = _in_int8(kit, chosen, data.input_shape)
     groups = _groups(kit, chosen, models, dealt, deepest, held, population, start)
-    kit = dataclasses.replace(kit, groups=groups)
+    kit = dataclasses.replace(kit, groups=groups, most_rows=_most_rows(federation.train))
     training = [group for group in groups if group.devices]
-    needs = tuple(_need_of(group, kit, chosen, prepared, federation) for group in training)
-    tightest = max(range(len(needs)), key=lambda place: needs[place].sram_bytes / training[place].board.sram_bytes)
+    needs = tuple(_need_of(group, kit, chosen, _module(group, chosen, prepared), federation) for group in training)
+    tightest = _tightest(needs)
     engine = _engine(kit, chosen, population)
     board, radio, need = training[tightest].board, training[tightest].radio, needs[tightest]
     names = (
-        type(module).__name__ if module is not None else config.tiny.model,
+        _tiny_name(config, chosen, module),
         type(large_module).__name__ if large_module is not None else config.large.model,
     )
     notes = list(prepared.notes)
@@ -403,6 +421,10 @@ def _parts(
         if scheme.rates:
             whole = WithRates(whole, config.scheme.inner_lr)
         return config, Program(whole, shape, personal=prepared.personal), rear
+    if scheme.part == "emulator":
+        rear = given or _large(config, shape, classes, options, start)
+        device = emulate(rear, shape, config.scheme.adapter_blocks, config.scheme.emulator)
+        return config, Program(device, shape), rear
     layer = deepest or config.scheme.cut or _first_cut(whole, shape)
     if not deepest:
         config = config.replace(scheme_cut=layer)
@@ -510,13 +532,28 @@ def _large(
         return large.build(config.large.model, shape, classes, **options)
 
 
-def _need_of(group: Group, kit: Kit, scheme: Scheme, prepared: Prepared, federation: Federation) -> budget.Budget:
+def _tiny_name(config: Config, scheme: Scheme, given: nn.Module | None) -> str:
+    if scheme.part == "emulator":
+        return f"emulator of {config.large.model}"
+    return type(given).__name__ if given is not None else config.tiny.model
+
+
+def _tightest(needs: Sequence[budget.Budget]) -> int:
+    """Gives the place of the budget that leaves the least SRAM free."""
+    return max(range(len(needs)), key=lambda place: needs[place].sram_bytes / needs[place].board.sram_bytes)
+
+
+def _module(group: Group, scheme: Scheme, prepared: Prepared) -> nn.Module:
+    return group.program.module if scheme.part in ("whole", "emulator") else prepared.module
+
+
+def _need_of(group: Group, kit: Kit, scheme: Scheme, module: nn.Module, federation: Federation) -> budget.Budget:
     """Gives the need of a group's devices. Raises: BudgetError if their board has less."""
     variant = Variant(group.width, group.cut or kit.cfg.cut, group.rank, group.model)
     return _need(
         kit.config,
         scheme,
-        group.program.module if scheme.part == "whole" else prepared.module,
+        module,
         group.board,
         group.program.input_shape,
         _most_rows(federation.train[device] for device in group.devices),
@@ -542,6 +579,8 @@ def _need(
     cfg = config.scheme
     taken = _takes_body(config, scheme)
     model = f"{config.large.model} cut behind {cfg.body_cut}" if taken else variant.model or config.tiny.model
+    if scheme.part == "emulator":
+        model = f"the emulator of {config.large.model}"
     if variant.width != 1.0 or variant.rank:
         model = f"{model} ({Variant(variant.width, rank=variant.rank).about})"
     # A device that only hands over its examples holds no model.

@@ -169,6 +169,7 @@ def train(
     augment: Augment | None = None,
     temperature: float = 1.0,
     soft_weight: float = 0.0,
+    loss: str = "cross_entropy",
     memory: Tree | None = None,
     only: tuple[str, ...] = (),
     span: tuple[float, float] = (0.0, 1.0),
@@ -179,7 +180,8 @@ def train(
 
     With `soft`, a teacher's logits [N, C] or the teacher itself, it is distillation. `augment` changes each batch. The
     learning rate falls to nothing along a cosine (Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5); `span` is the
-    part of it that this call goes through. `only` names the parameters to train; all, if there are none.
+    part of it that this call goes through. `only` names the parameters to train; all, if there are none. `loss` is of
+    `models.losses.LOSSES`.
     """
     names = only or parameter_names(module)
     memory = optimizer.init(tree.select(whole, names)) if memory is None else memory
@@ -196,8 +198,8 @@ def train(
                 seen = x[rows] if augment is None else augment(x[rows], _noise(key, epoch * steps + step))
                 logits, buffers = call(module, {**whole, **leaves}, seen, training=True)
                 picked = soft(seen) if callable(soft) else None if soft is None else soft[rows]
-                loss = losses.rows("cross_entropy", logits, y[rows], picked, temperature, soft_weight).mean()
-                gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+                mean_loss = losses.rows(loss, logits, y[rows], picked, temperature, soft_weight).mean()
+                gradients = torch.autograd.grad(mean_loss, list(leaves.values()), allow_unused=True)
                 slopes = {
                     name: torch.zeros_like(leaf) if slope is None else slope
                     for (name, leaf), slope in zip(leaves.items(), gradients, strict=True)
@@ -207,7 +209,7 @@ def train(
                 weights = {name: leaf.detach() for name, leaf in leaves.items()}
                 weights, memory = optimizer.step(weights, slopes, memory, rate)
                 whole = {**whole, **buffers, **weights}
-                total += float(loss.detach()) * len(rows)
+                total += float(mean_loss.detach()) * len(rows)
         mean = total / max(len(y), 1)
         if progress is not None:
             progress(label, epoch + 1, epochs)

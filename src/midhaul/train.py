@@ -23,7 +23,7 @@ from midhaul.fleet import Group
 from midhaul.kit import Scheme
 from midhaul.message import Kind, Replies
 from midhaul.models import count
-from midhaul.plant import Plant, build
+from midhaul.plant import Plant, build, settle
 from midhaul.runtime.asynchronous import Asynchronous
 from midhaul.runtime.coding import AsDelivered
 from midhaul.runtime.firmware import Firmware
@@ -122,6 +122,7 @@ class _Run:
             self._write("config.toml", settings.to_toml(config).encode())
             self._write("metrics.jsonl", b"")
             server, done = scheme.init(self.fleet, self.plant.kit, self._key(0)), 0
+            self.plant = settle(self.plant, server)
             if scheme.evaluate_large is not None:
                 self.start = _accuracies(self._evaluate(server, 0))
                 self._line(0, self.scores, {})
@@ -129,6 +130,7 @@ class _Run:
             self._save(0, server)
         else:
             server, done = found.server, found.round
+            self.plant = settle(self.plant, server)
             if self.progress is not None:
                 self.progress("rounds", done, config.run.rounds)
         for number in range(done + 1, config.run.rounds + 1):

@@ -18,6 +18,8 @@ from midhaul.kit import Kit, Scheme
 from midhaul.link import radio
 from midhaul.models import slices
 from midhaul.models.adapters import add_lora, merge_lora
+from midhaul.models.emulator import emulate
+from midhaul.models.large import mlp_large
 from midhaul.models.rates import WithRates
 from midhaul.program import Examples, Population, Program
 from midhaul.runtime.blobs import DeviceBlobs
@@ -99,6 +101,7 @@ def setting(
         base |= {"scheme_rank_mix": "2"} if scheme.name == "fedit" else {}
     config = Config().replace(**{**base, **changes})
     population = examples(own_test)
+    shape = (FEATURES,)
     with rng.torch_seed(rng.key(0, 0, rng.SERVER, rng.Use.INIT)):
         whole: nn.Module
         whole, teacher = Tiny(), rear(FEATURES, CLASSES)
@@ -112,13 +115,13 @@ def setting(
         if scheme.large == "joint":
             front = nn.Sequential(OrderedDict(first=nn.Linear(FEATURES // len(SIZES), HIDDEN)))
             behind = rear(HIDDEN * len(SIZES), CLASSES)
+        deep = mlp_large(shape, CLASSES, hidden=8, depth=4)
     if scheme.adapters and scheme.part == "front":
         key = rng.key(0, 0, rng.SERVER, rng.Use.INIT)
         front, behind = (add_lora(half, rank, float(rank), "all", key) for half in (front, behind))
     if scheme.differs == "rank":
         most = max(int(part) for part in config.scheme.rank_mix.split(","))
         whole = add_lora(whole, most, float(most), "all", LORA)
-    shape = (FEATURES,)
     if scheme.large == "joint":
         population, shape = in_parts(population, len(SIZES)), (FEATURES // len(SIZES),)
     program = {
@@ -126,12 +129,15 @@ def setting(
         "front": lambda: Program(front, shape),
         "u": lambda: Program(front, shape, tail=tail),
         "local": lambda: Program(whole, shape, front=front),
+        "emulator": lambda: Program(emulate(deep, shape, 1, config.scheme.emulator), shape),
     }[scheme.part]()
+    if scheme.part == "emulator":
+        teacher = deep
     half = middle if scheme.part == "u" else behind
     large = {"none": None, "teacher": teacher, "rear": half, "joint": half}[scheme.large]
     public = Examples(population.x[:50] + 0.1, population.y[:50])
     groups = groups_of(scheme, config, program, population)
-    kit = Kit(config, program, large, public, CLASSES, can_adapt=not own_test, groups=groups)
+    kit = Kit(config, program, large, public, CLASSES, can_adapt=not own_test, groups=groups, most_rows=max(SIZES))
     return kit, program, population
 
 

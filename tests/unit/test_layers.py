@@ -15,6 +15,7 @@ LAYERS = (
     {"rules"},
     {"ops", "budget", "fleet"},
     {"server"},
+    {"hints", "sparse"},
     {"kit", "checkpoint"},
     {"halves", "lora"},
     {"schemes", "runtime", "variants"},

@@ -29,7 +29,7 @@ __all__ = [
     "width",
 ]
 
-SPECS = ("whole", "head", "body", "bias", "lora", "front:LAYER", "rear:LAYER", "layers:A,B", "A+B")
+SPECS = ("whole", "head", "body", "bias", "lora", "front:LAYER", "rear:LAYER", "layers:A,B", "tensors:A,B", "A+B")
 
 
 class CutPoint(NamedTuple):
@@ -44,6 +44,7 @@ def names(module: nn.Module, spec: str, input_shape: tuple[int, ...]) -> tuple[s
 
     `whole`; `head`: the layer with parameters that is executed last; `body`: the rest; `bias`: every bias (TinyTL);
     `lora`: the matrices of adapters; `front:LAYER`, `rear:LAYER`: what lies before and behind a cut; `layers:A,B`;
+    `tensors:A,B`: single parameters by name.
     `A+B`: what is in the slice A or in B.
 
     Raises: SliceError for a slice that the model doesn't have.
@@ -116,6 +117,11 @@ def _found(
         return tuple(name for name, _ in part.named_parameters())
     if kind == "layers" and layer:
         return _under(module, layer.split(","), known)
+    if kind == "tensors" and layer:
+        wanted = [name.strip() for name in layer.split(",")]
+        if unknown := [name for name in wanted if name not in known]:
+            raise SliceError(f"{type(module).__name__} has no parameter {unknown[0]!r}{nearest(unknown[0], known)}")
+        return set(wanted)
     raise SliceError(f"there is no slice {spec!r}{nearest(spec, SPECS)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from midhaul.kit import Scheme
 from midhaul.schemes.baseline import LOCAL, POOLED
 from midhaul.schemes.federated import FEDADAM, FEDAVG, FEDPROX
+from midhaul.schemes.federated_body import FEDBABU
 from midhaul.schemes.federated_foundation import FEDIT, FLEXLORA, HETLORA
 from midhaul.schemes.federated_meta import ANIL, FOMAML, MAML, META_SGD, REPTILE
 from midhaul.schemes.federated_split import FEDERATED_SPLIT, FEDERATED_SPLIT_V1, FEDERATED_SPLIT_V3
@@ -13,7 +14,9 @@ from midhaul.schemes.group_knowledge import FEDGKT
 from midhaul.schemes.group_split import GROUP_SPLIT
 from midhaul.schemes.local_loss_split import CSE_FSL
 from midhaul.schemes.mixed_split import FEDERATED_SPLIT_MIXED
+from midhaul.schemes.offsite_tuning import OFFSITE_TUNING
 from midhaul.schemes.personal_meta import PER_FEDAVG, PER_FEDAVG_HF, PFEDME
+from midhaul.schemes.sparse_transfer import SPARSE_TRANSFER
 from midhaul.schemes.split import SPLIT, SPLIT_U
 from midhaul.schemes.split_lora import SPLIT_LORA
 from midhaul.schemes.stacked_adapters import FLORA
@@ -30,11 +33,14 @@ SCHEMES: dict[str, Scheme] = {
         FEDPROX,
         FEDADAM,
         TRANSFER,
+        SPARSE_TRANSFER,
+        OFFSITE_TUNING,
         FEDERATED_TRANSFER,
         FEDPER,
         FEDREP,
         HETEROFL,
         FEDROLEX,
+        FEDBABU,
         SPLIT,
         SPLIT_U,
         VERTICAL,
