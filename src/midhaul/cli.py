@@ -316,11 +316,11 @@ def _boards(chosen: argparse.Namespace) -> None:
 
 def _schemes(chosen: argparse.Namespace) -> None:
     if chosen.json:
-        heads = ("scheme", "family", "what it is", "direction", "up", "down", "needs", "admits", "source")
+        heads = ("scheme", "family", "what it is", "direction", "up", "down", "needs", "differ", "admits", "source")
         rows = [
             (
                 *(s.name, s.family, s.title, s.direction, ", ".join(s.up), ", ".join(s.down), s.needs),
-                *(", ".join(s.admits), s.source),
+                *(s.differs, ", ".join(s.admits), s.source),
             )
             for s in SCHEMES.values()
         ]
@@ -334,6 +334,7 @@ def _schemes(chosen: argparse.Namespace) -> None:
             first = f"  {s.name:<{width}}"
             print(textwrap.fill(s.title + source, 80, initial_indent=first, subsequent_indent=" " * (width + 2)))
             facts = {"direction": s.direction, "up": ", ".join(s.up), "down": ", ".join(s.down), "needs": s.needs}
+            facts["devices differ in"] = s.differs
             facts["admits"] = "all of a run's properties" if set(s.admits) == set(PROPERTIES) else ", ".join(s.admits)
             told = "; ".join(f"{name}: {fact}" for name, fact in facts.items() if fact not in ("", "-", "none"))
             if told:
