@@ -45,11 +45,24 @@ class DataConfig:
         "auto",
         "who holds which rows, or in vertical which features of all rows; auto: by the natural id where there is one, "
         "vertical for the scheme vertical, else iid",
-        choices=("auto", "natural", "iid", "dirichlet", "dirichlet_by_class", "classes", "quantity", "vertical"),
+        choices=(
+            "auto",
+            "natural",
+            "iid",
+            "dirichlet",
+            "dirichlet_by_class",
+            "classes",
+            "quantity",
+            "vertical",
+            "episodes",
+        ),
     )
     num_devices: int = option(0, "devices to make where the partition is not natural; 0: ten", low=0, high=1_000_000)
     alpha: float = option(0.5, "concentration of the Dirichlet partition; smaller is more uneven", above=0.0)
-    classes_per_device: int = option(2, "classes that each device sees, partition = classes", low=1)
+    classes_per_device: int = option(2, "classes that each device sees, partition = classes or episodes", low=1)
+    shots: int = option(1, "partition = episodes: rows of each class that a device adapts on", low=1)
+    queries: int = option(5, "partition = episodes: other rows of each class, that it is asked about", low=1)
+    new_devices: int = option(100, "partition = episodes: devices with classes of their own, to be tested", low=1)
     public: float = option(
         0.0, "share given to the server as public data (devices if natural, else rows)", low=0, high=0.95
     )
@@ -245,6 +258,9 @@ class SchemeConfig:
     )
     meta_lr: float = option(1.0, "FML: the share of the way to that mean, or Adam's learning rate", above=0.0)
     meta_anneal: bool = option(False, "FML: meta_lr falls to nothing along a line over the run's rounds")
+    local_steps: int = option(
+        0, "per_fedavg, pfedme: steps that a device makes in a round, whatever its rows; 0: scheme.epochs", low=0
+    )
     moreau: float = option(15.0, "pfedme: how strongly the shared model pulls the personal one (lambda)", above=0.0)
     difference_step: float = option(1e-3, "per_fedavg_hf: how far the finite difference looks", above=0.0)
     beside: str = option(

@@ -17,7 +17,7 @@ from torch import nn
 from midhaul import budget, rng, tree, variants
 from midhaul import config as settings
 from midhaul.config import Config
-from midhaul.data import Dataset, Federation, federate, load
+from midhaul.data import Dataset, Federation, episodes, federate, load
 from midhaul.devices import profiles
 from midhaul.devices.profiles import Board
 from midhaul.errors import ConfigError, SliceError, nearest
@@ -148,7 +148,8 @@ def build(
     deepest = _deepest(dealt, prepared, data)
     config, program, rear = _parts(config, chosen, prepared, data, large_module, start, deepest)
     x, y = (torch.from_numpy(np.require(values, requirements=["C", "W"])) for values in (data.x, data.y))
-    population = Population(x, y, federation.train, federation.test, federation.adapt, federation.own_test)
+    parts = (federation.train, federation.test, federation.adapt)
+    population = Population(x, y, *parts, federation.own_test, classes=federation.classes)
     public = Examples(x, y).at(federation.public)
     degrees = config.large.rotate_deg
     augment = Rotation(degrees, data.centre, data.spread) if degrees else None
@@ -213,6 +214,22 @@ def _resolved(config: Config, scheme: Scheme, data: Dataset) -> Config:
 
 def _federate(config: Config, data: Dataset) -> Federation:
     part = config.data
+    if part.partition == "episodes":
+        if part.public or part.adapt or part.test not in ("auto", "held_out") or part.max_rows or part.min_rows > 1:
+            raise ConfigError(
+                "episodes have new classes to test on, data.shots rows to adapt on and no public rows; "
+                "leave data.public, test, adapt, max_rows and min_rows as they are"
+            )
+        return episodes(
+            data,
+            ways=part.classes_per_device,
+            shots=part.shots,
+            queries=part.queries,
+            num_devices=part.num_devices,
+            new_devices=part.new_devices,
+            test_fraction=part.test_fraction,
+            seed=config.run.seed,
+        )
     return federate(
         data,
         partition=part.partition,

@@ -5,6 +5,7 @@ Shape letters: N rows of the whole population, B rows of a batch, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +24,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled rows. Shapes: x [N, ...], y [N] int64."""
+    """Labelled rows. Shapes: x [N, ...], y [N] int64, or float32 where the loss is mse and y a value to be hit."""
 
     x: Tensor
     y: Tensor
@@ -57,7 +58,7 @@ class Population:
     Shapes: x [N, ...], y [N]. `train[i]` are the rows of training device i. If `own_test`, test device i is training
     device i; else the test devices are others, numbered after those that train, and a training device that is tested
     all the same (its model is its own) is tested on the rows of all of them. `members` are the devices that a fleet of
-    it has, if not all.
+    it has, if not all. `classes`, if there are any, are those that each device tells apart, by numbers of its own.
     """
 
     x: Tensor
@@ -67,6 +68,7 @@ class Population:
     adapt: tuple[Indices, ...]
     own_test: bool
     members: tuple[int, ...] | None = None
+    classes: tuple[Indices, ...] = ()
 
     @property
     def num_devices(self) -> int:
@@ -101,8 +103,20 @@ class Population:
 
     def local(self, device: int) -> Local:
         """Gives what one device holds."""
-        whole = Examples(self.x, self.y)
-        return Local(*(whole.at(self.rows(device, name)) for name in ("train", "test", "adapt")))
+        places = [torch.from_numpy(self.rows(device, name)) for name in ("train", "test", "adapt")]
+        return Local(*(Examples(self.x[at], self.labels([device], at[None])[0]) for at in places))
+
+    def labels(self, devices: Sequence[int], places: Tensor) -> Tensor:
+        """Gives the labels of rows as their devices number them; -1 for a class that a device doesn't tell apart.
+
+        Shapes: places [D, B] -> [D, B].
+        """
+        y = self.y[places]
+        if not self.classes:
+            return y
+        known = torch.from_numpy(np.stack([self.classes[device] for device in devices]))
+        same = y[:, :, None] == known[:, None, :]
+        return torch.where(same.any(2), same.long().argmax(2), -1)
 
 
 def norms_of(module: nn.Module) -> dict[str, FedBatchNorm]:

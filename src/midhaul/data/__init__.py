@@ -27,6 +27,7 @@ from midhaul.data import (
 )
 from midhaul.data.arrays import from_arrays
 from midhaul.data.dataset import Dataset, Refused
+from midhaul.data.episodes import episodes
 from midhaul.data.partition import Federation, federate
 from midhaul.data.sources import Description, File, Status
 from midhaul.errors import ConfigError, DataError, nearest
@@ -40,6 +41,7 @@ __all__ = [
     "Status",
     "check",
     "describe",
+    "episodes",
     "federate",
     "from_arrays",
     "load",

@@ -36,7 +36,8 @@ class Dataset:
     [N] places in `device_names`; `held_out` [N], True where the publisher puts the row in the test set.
     `key` says what a natural device is ("subject", "writer" ...); it is empty where the data have none.
     `num_read` counts the rows before bad ones went to `refused`. `centre` and `spread` are the constants that the
-    channels of three-axis sensors were scaled by: x = (raw - centre) / spread.
+    channels of three-axis sensors were scaled by: x = (raw - centre) / spread. `ways`: how many classes each device
+    tells apart by numbers of its own, where it does; 0: `y` means the same everywhere.
 
     Raises: DataError if shapes, types or ranges contradict each other, or if a number is not finite.
     """
@@ -57,6 +58,7 @@ class Dataset:
     vocabulary: int = 0
     centre: tuple[float, ...] = ()
     spread: tuple[float, ...] = ()
+    ways: int = 0
 
     def __post_init__(self) -> None:
         num = len(self.x)
@@ -85,8 +87,8 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """The number of classes, seen or not."""
-        return len(self.class_names)
+        """The number of classes that a model tells apart: all, seen or not, or those that a device numbers itself."""
+        return self.ways or len(self.class_names)
 
 
 def number(values: npt.NDArray[Any] | Sequence[str]) -> tuple[Ints, tuple[str, ...]]:

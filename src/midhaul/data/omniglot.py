@@ -8,17 +8,20 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from midhaul import rng
 from midhaul.data import archives, sources
 from midhaul.data.dataset import Dataset
 from midhaul.data.sources import Description, File, Part
 from midhaul.errors import ConfigError, DataError
 
 SIDE, SMALL = 105, 28
+TRAINING_CLASSES = 1200
 _OFFICIAL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 FILE = File(
     name="img_omniglot_28x28.npz",
@@ -44,16 +47,29 @@ DESCRIPTION = Description(
 )
 
 
-def load(folder: Path | None = None, *, device: str = "drawer") -> Dataset:
-    """Gives the drawings; held out: the 20 evaluation alphabets, whose classes no training row has.
+def load(
+    folder: Path | None = None, *, device: str = "drawer", split: str = "alphabets", rotated: bool = False
+) -> Dataset:
+    """Gives the drawings.
 
-    `device`: "drawer", the 20 places of a drawer in each character, or "alphabet", 30 to train and 20 held out.
+    `device`: "drawer", the 20 places of a drawer in each character, or "alphabet". `split`: what is held out:
+    "alphabets", the 20 evaluation alphabets, or "characters", all but 1,200 that are drawn once and for all. With
+    `rotated`, each class to train on is there four times, turned by quarters of a circle: three more classes.
     Limits: drawer k of one alphabet need not be drawer k of another: the publisher numbers them by alphabet.
-    Raises: ConfigError for another device.
+    Raises: ConfigError for another device or split.
+    Source: split, rotated: Santoro, Bartunov, Botvinick, Wierstra, Lillicrap, "Meta-learning with memory-augmented
+    neural networks", ICML 2016, section 4; Vinyals et al., "Matching networks for one shot learning", NeurIPS 2016,
+    section 4.1.1.
     """
+    if split not in ("alphabets", "characters"):
+        raise ConfigError(f"omniglot: split is {split!r}; it must be 'alphabets' or 'characters'")
     if device not in ("drawer", "alphabet"):
         raise ConfigError(f"omniglot: device is {device!r}; it must be 'drawer' or 'alphabet'")
-    return build(archives.read_npz(sources.read(FILE, folder, convert), FILE.name), device)
+    data = build(archives.read_npz(sources.read(FILE, folder, convert), FILE.name), device)
+    if split == "characters":
+        chosen = rng.permutation(rng.key(0, 0, rng.SERVER, rng.Use.SPLIT), data.num_classes)[:TRAINING_CLASSES]
+        data = replace(data, held_out=~np.isin(data.y, chosen))
+    return turned(data) if rotated else data
 
 
 def build(arrays: archives.Arrays, device: str = "drawer") -> Dataset:
@@ -77,6 +93,25 @@ def build(arrays: archives.Arrays, device: str = "drawer") -> Dataset:
         citation=DESCRIPTION.citation,
         key=device,
         num_read=len(arrays["X"]),
+    )
+
+
+def turned(data: Dataset) -> Dataset:
+    """Gives the data with the rows to train on three times more, turned by one, two and three quarters of a circle."""
+    rows, num = np.flatnonzero(~data.held_out), len(data.class_names)
+    x, y, names = [data.x], [data.y], list(data.class_names)
+    for quarters in (1, 2, 3):
+        x.append(np.ascontiguousarray(np.rot90(data.x[rows], quarters, axes=(2, 3))))
+        y.append(data.y[rows] + quarters * num)
+        names += [f"{name} turned by {90 * quarters} degrees" for name in data.class_names]
+    return replace(
+        data,
+        x=np.concatenate(x),
+        y=np.concatenate(y),
+        device=np.concatenate([data.device, *[data.device[rows]] * 3]),
+        held_out=np.concatenate([data.held_out, np.zeros(3 * len(rows), np.bool_)]),
+        class_names=tuple(names),
+        num_read=len(data) + 3 * len(rows),
     )
 
 

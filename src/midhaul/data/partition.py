@@ -33,7 +33,9 @@ class Federation:
     `train[d]` are the rows of training device d; `test[i]` and `adapt[i]` those of test device i, disjoint. With
     `own_test`, test device i is training device i, which held out part of its own rows (none, if it has only one row);
     otherwise test devices are others, and `adapt` are the rows on which a new device may adapt. `public` rows are the
-    server's. `left_out` names the natural devices that hold fewer than `min_rows` training rows.
+    server's. `left_out` names the natural devices that hold fewer than `min_rows` training rows. `classes`, if there
+    are any, are those that each device tells apart, by its own numbers: training devices first, then the others; the
+    rows of such a device are in an order of its own (`episodes`).
     """
 
     dataset: Dataset
@@ -45,6 +47,7 @@ class Federation:
     device_names: tuple[str, ...]
     test_names: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    classes: Parts = ()
 
     @property
     def num_devices(self) -> int:

@@ -28,7 +28,7 @@ def rows(
     distillation becomes at a high temperature (section 2.1 of the same paper). A row with y < 0 has no label: the
     label's term is 0 for it.
 
-    Shapes: logits [B, C], y [B] int64, soft [B, C] or None -> [B].
+    Shapes: logits [B, C], y [B] int64 (or for mse float, a value to be hit), soft [B, C] or None -> [B].
     Raises: ModelError for a loss it doesn't know.
     """
     if loss_name == "cross_entropy":
@@ -54,11 +54,16 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def mse(logits: Tensor, y: Tensor) -> Tensor:
-    """Gives the mean squared distance of each row from its one-hot label, 0 where y < 0. Shapes: [B, C], [B] -> [B].
+    """Gives the mean squared distance of each row from its one-hot label, 0 where y < 0; or from y itself where that is
+    a float. Shapes: [B, C], [B] -> [B].
 
     >>> mse(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
     tensor([0., 1.])
+    >>> mse(torch.tensor([[1.0], [2.0]]), torch.tensor([-1.0, 2.0]))
+    tensor([4., 0.])
     """
+    if y.is_floating_point():
+        return (logits - y[:, None]).square().mean(1)
     classes = torch.arange(logits.shape[1], device=logits.device)
     one_hot = (y[:, None] == classes).to(logits.dtype)
     return (logits - one_hot).square().mean(1) * (y >= 0)

@@ -63,7 +63,7 @@ class Chunk:
         nothing = {"rows": torch.zeros(len(self.devices), dtype=torch.float64)}
         if self.settings.get("what") in ("examples", "test"):
             places, _ = _padded(self.rows)
-            tensors = {"x": self.population.x[places], "y": self.population.y[places]}
+            tensors = {"x": self.population.x[places], "y": self._labels(places)}
             return replies_of(self.devices, tensors, self.rows, self.counts, nothing)
         names = self.program.sendable(str(self.settings.get("send", "whole")))
         return replies_of(self.devices, {name: self._stacked(name) for name in names}, None, self.counts, nothing)
@@ -94,7 +94,7 @@ class Chunk:
         h = self.outputs(training=training)
         tensors = {"h": h}
         if self.settings.get("what") == "hy":
-            tensors["y"] = self.population.y[_padded(self.rows)[0]] * _mask(self.rows).long()
+            tensors["y"] = self._labels(_padded(self.rows)[0]) * _mask(self.rows).long()
         metrics = {"rows": torch.tensor(self.counts, dtype=torch.float64)}
         return replies_of(self.devices, tensors, self.rows, self.counts, metrics)
 
@@ -129,7 +129,7 @@ class Chunk:
         else:
             logits = self.outputs(training=False)
         places, mask = _padded(self.rows)
-        y = self.population.y[places]
+        y = self._labels(places)
         num_devices, widest = y.shape
         flat = ops.row_losses(
             logits.reshape(num_devices * widest, -1),
@@ -188,7 +188,7 @@ class Chunk:
                 rows = ops.row_losses(logits, y, None, self.settings)
                 return (rows * mask).sum() / mask.sum(), ((logits.argmax(-1) == y) * mask).sum()
 
-            z_active, y = z[active][:, : places.shape[1]], self.population.y[places]
+            z_active, y = z[active][:, : places.shape[1]], self._labels(places, active)
             (slopes, g_active), (loss_active, correct_active) = vmap(grad_and_value(scored, has_aux=True))(
                 (weights, z_active), y, mask
             )
@@ -249,7 +249,7 @@ class Chunk:
     def _part(self, at: list[int], rows: list[Indices], soft: Tensor | None) -> tuple[Tensor, ...]:
         """Gives x [D, B, ...], y [D, B], the mask [D, B] and, if there are any, the teacher's logits of some rows."""
         places, mask = _padded([self.rows[device][own] for device, own in zip(at, rows, strict=True)])
-        part = (self.population.x[places], self.population.y[places], mask)
+        part = (self.population.x[places], self._labels(places, at), mask)
         return part if soft is None else (*part, soft[torch.tensor(at)[:, None], _padded(rows)[0]])
 
     def _loss(self, others: Tree, weights: Tree, part: tuple[Any, ...]) -> tuple[Tensor, Tree]:
@@ -257,6 +257,10 @@ class Chunk:
         logits, updated = self.program.call({**others, **weights}, x, training=True, mask=mask)
         rows = ops.row_losses(logits, y, soft[0] if soft else None, self.settings)
         return (rows * mask).sum() / mask.sum(), updated
+
+    def _labels(self, places: Tensor, at: list[int] | None = None) -> Tensor:
+        """Gives the labels of rows as the devices in some places of the chunk, or all, number them. Shapes: [D, B]."""
+        return self.population.labels(self.devices if at is None else [self.devices[p] for p in at], places)
 
     def _slice(self, setting: str) -> tuple[str, ...]:
         return self.program.names(str(self.settings.get(setting, "none")))

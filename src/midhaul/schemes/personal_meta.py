@@ -55,8 +55,8 @@ def envelope(cfg: SchemeConfig) -> Settings:
 
 
 def average(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, settings: Settings) -> Round:
-    """A cohort trains for its epochs; the server goes towards the mean of its models."""
-    message = kit.fit(server.tree, train="whole", send="whole", **settings)
+    """A cohort trains for its epochs, or a number of steps; the server goes towards the mean of its models."""
+    message = kit.fit(server.tree, train="whole", send="whole", steps=kit.cfg.local_steps, **settings)
     up = fleet.exchange(message, devices=kit.cohort(fleet, key), key=key)
     return (step_towards(server, up, kit, key), mean_loss(up)) if len(up) else (server, {})
 
