@@ -15,7 +15,9 @@ from importlib.util import find_spec
 from repro import Row, table
 
 MODULES = tuple(
-    name for name in ("identities", "fuzz", "mnist_fedavg", "fedprox_synthetic", "har") if find_spec(f"repro.{name}")
+    name
+    for name in ("identities", "fuzz", "mnist_fedavg", "fedprox_synthetic", "har", "cascade")
+    if find_spec(f"repro.{name}")
 )
 
 
