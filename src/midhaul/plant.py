@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from midhaul import budget, rng, tree, variants
+from midhaul import budget, rng, variants
 from midhaul import config as settings
 from midhaul.config import Config
 from midhaul.data import Dataset, Federation, episodes, federate, load
@@ -23,7 +22,6 @@ from midhaul.devices.profiles import Board
 from midhaul.errors import ConfigError, SliceError, nearest
 from midhaul.fleet import Group
 from midhaul.kit import Kit, Scheme, Work
-from midhaul.link import radio as radios
 from midhaul.link.radio import Radio
 from midhaul.message import Op
 from midhaul.models import large, slices, tiny, trace
@@ -34,7 +32,7 @@ from midhaul.models.entry import Entry
 from midhaul.models.int8 import Int8Front
 from midhaul.models.prepare import Prepared, prepare
 from midhaul.models.rates import WithRates
-from midhaul.program import Examples, Indices, Population, Program
+from midhaul.program import Examples, Population, Program
 from midhaul.runtime import firmware, participation
 from midhaul.runtime.blobs import DeviceBlobs
 from midhaul.runtime.coding import Coding, plan_coding
@@ -45,8 +43,6 @@ from midhaul.runtime.places import places
 from midhaul.runtime.stacked import Stacked
 from midhaul.schemes import SCHEMES
 from midhaul.server import Progress, Server
-from midhaul.units import format_bytes
-from midhaul.variants import Variant
 
 Engine = Loop | Stacked | Firmware | Groups
 
@@ -82,8 +78,8 @@ def settle(plant: Plant, server: Server) -> Plant:
     work = (Work(Op.FIT, trains(server, plant.kit)), *plant.scheme.work(plant.kit.cfg))
     scheme = dataclasses.replace(plant.scheme, work=lambda cfg: work)
     training = [group for group in plant.kit.groups if group.devices]
-    needs = tuple(_need_of(g, plant.kit, scheme, g.program.module, plant.federation) for g in training)
-    place = _tightest(needs)
+    needs = tuple(variants.need_of(g, plant.kit, scheme, g.program.module, plant.federation) for g in training)
+    place = variants.tightest(needs)
     return dataclasses.replace(plant, board=needs[place].board, need=needs[place], needs=needs)
 
 
@@ -125,7 +121,7 @@ def build(
     if wants and not len(federation.public):
         raise ConfigError(f"the scheme {chosen.name} needs public data on the server; set data.public, for example 0.3")
     _check_nopeek(config, chosen, data)
-    if config.scheme.distill == "features" and _takes_body(config, chosen):
+    if config.scheme.distill == "features" and variants.takes_body(config, chosen):
         raise ConfigError(
             "with scheme.body = 'cut' the tiny model's layers are the large one's, so there is nothing to be guided; "
             "set scheme.distill = 'logits'"
@@ -139,13 +135,13 @@ def build(
             "set tiny.norm to group"
         )
     held = variants.boards(config.fleet.board, len(federation.train))
-    dealt = _deal(config, chosen, prepared, held, data, federation, start)
+    dealt = variants.of_devices(config, chosen, prepared, held, data, federation, start)
     if chosen.differs == "rank":
         most = max(variant.rank for variant in dealt)
-        prepared = prepared._replace(module=_with_lora(prepared.module, most, config, start))
+        prepared = prepared._replace(module=variants.with_lora(prepared.module, most, config, start))
     if chosen.adapters and not any(name.endswith(".lora_a") for name, _ in prepared.module.named_parameters()):
         raise ConfigError(f"the scheme {chosen.name} trains low-rank adapters; set tiny.lora_rank, for example 8")
-    deepest = _deepest(dealt, prepared, data)
+    deepest = variants.deepest(dealt, prepared, data)
     config, program, rear = _parts(config, chosen, prepared, data, large_module, start, deepest)
     x, y = (torch.from_numpy(np.require(values, requirements=["C", "W"])) for values in (data.x, data.y))
     parts = (federation.train, federation.test, federation.adapt)
@@ -155,15 +151,23 @@ def build(
     augment = Rotation(degrees, data.centre, data.spread) if degrees else None
     can_adapt = any(len(rows) for rows in federation.adapt)
     kit = Kit(
-        config, program, rear, public, data.num_classes, can_adapt, progress, _takes_body(config, chosen), augment
+        config,
+        program,
+        rear,
+        public,
+        data.num_classes,
+        can_adapt,
+        progress,
+        variants.takes_body(config, chosen),
+        augment,
     )
     if config.tiny.precision == "int8":
         kit = _in_int8(kit, chosen, data.input_shape)
-    groups = _groups(kit, chosen, models, dealt, deepest, held, population, start)
-    kit = dataclasses.replace(kit, groups=groups, most_rows=_most_rows(federation.train))
+    groups = variants.groups(kit, chosen, models, dealt, deepest, held, population, start)
+    kit = dataclasses.replace(kit, groups=groups, most_rows=variants.most_rows(federation.train))
     training = [group for group in groups if group.devices]
-    needs = tuple(_need_of(group, kit, chosen, _module(group, chosen, prepared), federation) for group in training)
-    tightest = _tightest(needs)
+    needs = tuple(variants.need_of(g, kit, chosen, _module(g, chosen, prepared), federation) for g in training)
+    tightest = variants.tightest(needs)
     engine = _engine(kit, chosen, population)
     board, radio, need = training[tightest].board, training[tightest].radio, needs[tightest]
     names = (
@@ -172,7 +176,7 @@ def build(
     )
     notes = list(prepared.notes)
     if len(training) > 1:
-        notes += [_about(group, need) for group, need in zip(training, needs, strict=True)]
+        notes += [variants.about(group, need) for group, need in zip(training, needs, strict=True)]
     coding = plan_coding(config, chosen, [group.program for group in groups])
     return Plant(config, chosen, data, federation, kit, engine, board, radio, need, needs, tuple(notes), *names, coding)
 
@@ -277,104 +281,11 @@ def _tiny_models(
                 "set tiny.norm = 'group'"
             )
         if config.tiny.lora_rank and scheme.differs != "rank":
-            prepared = prepared._replace(module=_with_lora(prepared.module, config.tiny.lora_rank, config, start))
+            prepared = prepared._replace(
+                module=variants.with_lora(prepared.module, config.tiny.lora_rank, config, start)
+            )
         models[name] = prepared
     return models
-
-
-def _with_lora(module: nn.Module, rank: int, config: Config, start: rng.Key) -> nn.Module:
-    return add_lora(module, rank, config.tiny.lora_scale * rank, config.tiny.lora_targets, start.at(3))
-
-
-def _deal(
-    config: Config,
-    scheme: Scheme,
-    prepared: Prepared,
-    held: list[Board],
-    data: Dataset,
-    federation: Federation,
-    start: rng.Key,
-) -> list[Variant]:
-    """Gives the variant of the model that each device gets."""
-    if scheme.differs != "none" and config.tiny.precision == "int8":
-        raise ConfigError(
-            f"devices of the scheme {scheme.name} differ, which int8 models can't; set tiny.precision = 'float32'"
-        )
-    shape, num_rows = data.input_shape, _most_rows(federation.train)
-    points = slices.cut_points(prepared.module, shape) if scheme.differs == "cut" else ()
-    found, in_turn = variants.candidates(config, scheme.differs, points)
-
-    def needs(variant: Variant, board: Board) -> budget.Budget:
-        module = prepared.module
-        if variant.width != 1.0:
-            module = slices.width(module, variant.width, shape)[0]
-        if variant.rank:
-            module = _with_lora(module, variant.rank, config, start)
-        return _need(config, scheme, module, board, shape, num_rows, variant, enforce=False)
-
-    return variants.deal(found, in_turn, held, needs, enforce=config.fleet.check)
-
-
-def _deepest(dealt: list[Variant], prepared: Prepared, data: Dataset) -> str:
-    """Gives the last of the layers that devices are cut behind, where they are cut apart."""
-    cuts = {variant.cut for variant in dealt}
-    if cuts == {""}:
-        return ""
-    order = [point.name for point in slices.cut_points(prepared.module, data.input_shape)]
-    if odd := sorted(cuts - set(order)):
-        raise SliceError(f"{odd[0]!r} in scheme.cut is no layer to cut behind{nearest(odd[0], order)}")
-    return max(cuts, key=order.index)
-
-
-def _groups(
-    kit: Kit,
-    scheme: Scheme,
-    models: dict[str, Prepared],
-    dealt: list[Variant],
-    deepest: str,
-    held: list[Board],
-    population: Population,
-    start: rng.Key,
-) -> tuple[Group, ...]:
-    """Gives the devices by what lies on them; new test devices have the largest of the models, or scheme.test_width."""
-    kinds = [(variant, board.name) for variant, board in zip(dealt, held, strict=True)]
-    programs: dict[Variant, Program] = {}
-    for variant in dealt:
-        if variant not in programs:
-            programs[variant] = _program(kit, models, variant, deepest, max(dealt, key=lambda v: v.rank).rank, start)
-    tested = max(dict.fromkeys(kinds), key=lambda kind: tree.num_parameters(programs[kind[0]].initial))
-    if scheme.differs == "width" and kit.cfg.test_width:
-        wanted = Variant(width=kit.cfg.test_width)
-        tested = next((kind for kind in kinds if kind[0] == wanted), (wanted, tested[1]))
-        programs.setdefault(wanted, _program(kit, models, wanted, deepest, 0, start))
-    radio = kit.config.link.radio
-    found = []
-    for kind in dict.fromkeys([*kinds, tested]):
-        devices = tuple(device for device, own in enumerate(kinds) if own == kind)
-        tests = devices if population.own_test else population.test_devices if kind == tested else ()
-        if not devices and not tests:
-            continue
-        variant, board = kind[0], profiles.get(kind[1])
-        on = radios.get(board.radio if radio == "auto" else radio)
-        told = (variant.width, variant.cut, variant.rank, variant.model)
-        found.append(Group(devices, tests, programs[variant], board, on, *told))
-    return tuple(found)
-
-
-def _program(
-    kit: Kit, models: dict[str, Prepared], variant: Variant, deepest: str, largest: int, start: rng.Key
-) -> Program:
-    """Gives the program of a variant of the model; the kit's own where the variant is all of it."""
-    base, (first, prepared) = kit.program, next(iter(models.items()))
-    if variant.width != 1.0:
-        return Program(slices.width(base.module, variant.width, base.input_shape)[0], base.input_shape)
-    if variant.cut != deepest:
-        return Program(slices.cut(base.module, variant.cut, base.input_shape)[0], base.input_shape)
-    if variant.rank < largest:
-        return Program(_with_lora(prepared.module, variant.rank, kit.config, start), base.input_shape)
-    if variant.model not in ("", first):
-        return Program(models[variant.model].module, base.input_shape)
-    return base
 
 
 def _engine(kit: Kit, scheme: Scheme, population: Population) -> Engine:
@@ -397,19 +308,6 @@ def _engine(kit: Kit, scheme: Scheme, population: Population) -> Engine:
     return build(groups[0].program, population) if len(programs) == 1 else Groups(groups, population, build)
 
 
-def _most_rows(rows: Iterable[Indices]) -> int:
-    return max((len(own) for own in rows), default=1)
-
-
-def _about(group: Group, need: budget.Budget) -> str:
-    """Says of a group what its devices are, as a line for a person."""
-    what = Variant(group.width, group.cut, group.rank, group.model).about or "the same model"
-    return (
-        f"{len(group.devices)} devices on {group.board.name}: {what}, "
-        f"{tree.num_parameters(group.program.initial):,} parameters, {format_bytes(need.sram_bytes)} SRAM"
-    )
-
-
 def _options(catalogue: dict[str, Entry], model: str, given: settings.Options, data: Dataset) -> settings.Options:
     """Gives a builder's options, with the vocabulary of data that are tokens where it asks for one."""
     wants = data.vocabulary and model in catalogue and "vocabulary" in catalogue[model].options
@@ -430,7 +328,7 @@ def _parts(
     options = _options(large.LARGE, config.large.model, config.large.options, data)
     if scheme.part == "whole":
         rear = (given or _large(config, shape, classes, options, start)) if scheme.large != "none" else None
-        if rear is not None and _takes_body(config, scheme):
+        if rear is not None and variants.takes_body(config, scheme):
             layer = config.scheme.body_cut or _first_cut(rear, shape)
             config = config.replace(scheme_body_cut=layer)
             whole = _behind_body(slices.cut(rear, layer, shape)[0], shape, classes, start)
@@ -516,10 +414,6 @@ def _in_int8(kit: Kit, scheme: Scheme, shape: tuple[int, ...]) -> Kit:
     )
 
 
-def _takes_body(config: Config, scheme: Scheme) -> bool:
-    return scheme.family == "FTL" and scheme.large == "teacher" and config.scheme.body == "cut"
-
-
 def _behind_body(body: nn.Module, shape: tuple[int, ...], classes: int, start: rng.Key) -> nn.Module:
     """Gives a body with a head behind it: the mean over time or space where there is one, then a linear layer."""
     body.eval()
@@ -555,84 +449,5 @@ def _tiny_name(config: Config, scheme: Scheme, given: nn.Module | None) -> str:
     return type(given).__name__ if given is not None else config.tiny.model
 
 
-def _tightest(needs: Sequence[budget.Budget]) -> int:
-    """Gives the place of the budget that leaves the least SRAM free."""
-    return max(range(len(needs)), key=lambda place: needs[place].sram_bytes / needs[place].board.sram_bytes)
-
-
 def _module(group: Group, scheme: Scheme, prepared: Prepared) -> nn.Module:
     return group.program.module if scheme.part in ("whole", "emulator") else prepared.module
-
-
-def _need_of(group: Group, kit: Kit, scheme: Scheme, module: nn.Module, federation: Federation) -> budget.Budget:
-    """Gives the need of a group's devices. Raises: BudgetError if their board has less."""
-    variant = Variant(group.width, group.cut or kit.cfg.cut, group.rank, group.model)
-    return _need(
-        kit.config,
-        scheme,
-        module,
-        group.board,
-        group.program.input_shape,
-        _most_rows(federation.train[device] for device in group.devices),
-        variant,
-        tail=group.program.tail,
-        enforce=kit.config.fleet.check,
-    )
-
-
-def _need(
-    config: Config,
-    scheme: Scheme,
-    whole: nn.Module,
-    board: Board,
-    shape: tuple[int, ...],
-    num_rows: int,
-    variant: Variant,
-    *,
-    tail: nn.Module | None = None,
-    enforce: bool,
-) -> budget.Budget:
-    """Gives the largest need of the scheme's work on a device. Raises: BudgetError if the board has less."""
-    cfg = config.scheme
-    taken = _takes_body(config, scheme)
-    model = f"{config.large.model} cut behind {cfg.body_cut}" if taken else variant.model or config.tiny.model
-    if scheme.part == "emulator":
-        model = f"the emulator of {config.large.model}"
-    if variant.width != 1.0 or variant.rank:
-        model = f"{model} ({Variant(variant.width, rank=variant.rank).about})"
-    # A device that only hands over its examples holds no model.
-    needs = [
-        budget.require(
-            nn.Identity() if work.op == Op.READ else whole,
-            shape,
-            board,
-            work.op,
-            model=model,
-            spec=work.train if work.op == Op.FIT or work.train == "lora" else "none",
-            cut=variant.cut if work.op in (Op.FORWARD, Op.BACKWARD) else "",
-            batch=cfg.batch or 1,
-            num_rows=num_rows,
-            momentum=cfg.momentum > 0.0,
-            keeps_start=config.privacy.clip > 0.0 or (scheme.name == "fedprox" and cfg.proximal_mu > 0.0),
-            learning=work.learning,
-            enforce=enforce,
-        )
-        for work in scheme.work(cfg)
-    ]
-    if tail is not None:
-        needs.append(
-            budget.plan(
-                tail,
-                (cfg.features,),
-                board,
-                Op.BACKWARD,
-                train=[name for name, _ in tail.named_parameters()],
-                batch=cfg.batch or 1,
-                is_tail=True,
-                momentum=cfg.momentum > 0.0,
-                resident_bytes=max(need.sram_bytes for need in needs) - budget.runtime_sram_bytes(board),
-            )
-        )
-    flash = max(need.flash_bytes for need in needs)
-    most = max(needs, key=lambda need: need.sram_bytes)
-    return dataclasses.replace(most, flash_bytes=flash)

@@ -1,4 +1,4 @@
-"""What each device of a fleet gets: its board, and the largest variant of the tiny model that fits it.
+"""What each device of a fleet gets: its board, the largest variant of the tiny model that fits it, and what it needs.
 
 A variant is the model at a width, up to a cut, with adapters of a rank, or another model. A scheme says which of these
 may differ (`Scheme.differs`); the config names the candidates, or deals them out itself.
@@ -6,16 +6,30 @@ may differ (`Scheme.differs`); the config names the candidates, or deals them ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from torch import nn
+
+from midhaul import budget, rng, tree
 from midhaul.budget import Budget
 from midhaul.config import Config
+from midhaul.data import Dataset, Federation
 from midhaul.devices import profiles
 from midhaul.devices.profiles import Board
-from midhaul.errors import BudgetError, ConfigError
+from midhaul.errors import BudgetError, ConfigError, SliceError, nearest
+from midhaul.fleet import Group
+from midhaul.kit import Kit, Scheme
+from midhaul.link import radio as radios
+from midhaul.message import Op
+from midhaul.models import slices
+from midhaul.models.adapters import add_lora
+from midhaul.models.prepare import Prepared
 from midhaul.models.slices import CutPoint
+from midhaul.program import Indices, Population, Program
+from midhaul.units import format_bytes
 
 Needs = Callable[["Variant", Board], Budget]
 
@@ -127,3 +141,194 @@ def _numbers(name: str, text: str, most: float) -> list[float]:
     if not values or not all(0.0 < value <= most for value in values):
         raise ConfigError(f"{name} is {text!r}; write numbers above 0 and at most {most:g} with commas between them")
     return values
+
+
+def of_devices(
+    config: Config,
+    scheme: Scheme,
+    prepared: Prepared,
+    held: list[Board],
+    data: Dataset,
+    federation: Federation,
+    start: rng.Key,
+) -> list[Variant]:
+    """Gives the variant of the model that each device gets."""
+    if scheme.differs != "none" and config.tiny.precision == "int8":
+        raise ConfigError(
+            f"devices of the scheme {scheme.name} differ, which int8 models can't; set tiny.precision = 'float32'"
+        )
+    shape, num_rows = data.input_shape, most_rows(federation.train)
+    points = slices.cut_points(prepared.module, shape) if scheme.differs == "cut" else ()
+    found, in_turn = candidates(config, scheme.differs, points)
+
+    def needs(variant: Variant, board: Board) -> Budget:
+        module = prepared.module
+        if variant.width != 1.0:
+            module = slices.width(module, variant.width, shape)[0]
+        if variant.rank:
+            module = with_lora(module, variant.rank, config, start)
+        return _need(config, scheme, module, board, shape, num_rows, variant, enforce=False)
+
+    return deal(found, in_turn, held, needs, enforce=config.fleet.check)
+
+
+def deepest(dealt: list[Variant], prepared: Prepared, data: Dataset) -> str:
+    """Gives the last of the layers that devices are cut behind, where they are cut apart."""
+    cuts = {variant.cut for variant in dealt}
+    if cuts == {""}:
+        return ""
+    order = [point.name for point in slices.cut_points(prepared.module, data.input_shape)]
+    if odd := sorted(cuts - set(order)):
+        raise SliceError(f"{odd[0]!r} in scheme.cut is no layer to cut behind{nearest(odd[0], order)}")
+    return max(cuts, key=order.index)
+
+
+def groups(
+    kit: Kit,
+    scheme: Scheme,
+    models: dict[str, Prepared],
+    dealt: list[Variant],
+    deepest: str,
+    held: list[Board],
+    population: Population,
+    start: rng.Key,
+) -> tuple[Group, ...]:
+    """Gives the devices by what lies on them; new test devices have the largest of the models, or scheme.test_width."""
+    kinds = [(variant, board.name) for variant, board in zip(dealt, held, strict=True)]
+    programs: dict[Variant, Program] = {}
+    for variant in dealt:
+        if variant not in programs:
+            programs[variant] = _program(kit, models, variant, deepest, max(dealt, key=lambda v: v.rank).rank, start)
+    tested = max(dict.fromkeys(kinds), key=lambda kind: tree.num_parameters(programs[kind[0]].initial))
+    if scheme.differs == "width" and kit.cfg.test_width:
+        wanted = Variant(width=kit.cfg.test_width)
+        tested = next((kind for kind in kinds if kind[0] == wanted), (wanted, tested[1]))
+        programs.setdefault(wanted, _program(kit, models, wanted, deepest, 0, start))
+    radio = kit.config.link.radio
+    found = []
+    for kind in dict.fromkeys([*kinds, tested]):
+        devices = tuple(device for device, own in enumerate(kinds) if own == kind)
+        tests = devices if population.own_test else population.test_devices if kind == tested else ()
+        if not devices and not tests:
+            continue
+        variant, board = kind[0], profiles.get(kind[1])
+        on = radios.get(board.radio if radio == "auto" else radio)
+        told = (variant.width, variant.cut, variant.rank, variant.model)
+        found.append(Group(devices, tests, programs[variant], board, on, *told))
+    return tuple(found)
+
+
+def _program(
+    kit: Kit, models: dict[str, Prepared], variant: Variant, deepest: str, largest: int, start: rng.Key
+) -> Program:
+    """Gives the program of a variant of the model; the kit's own where the variant is all of it."""
+    base, (first, prepared) = kit.program, next(iter(models.items()))
+    if variant.width != 1.0:
+        return Program(slices.width(base.module, variant.width, base.input_shape)[0], base.input_shape)
+    if variant.cut != deepest:
+        return Program(slices.cut(base.module, variant.cut, base.input_shape)[0], base.input_shape)
+    if variant.rank < largest:
+        return Program(with_lora(prepared.module, variant.rank, kit.config, start), base.input_shape)
+    if variant.model not in ("", first):
+        return Program(models[variant.model].module, base.input_shape)
+    return base
+
+
+def with_lora(module: nn.Module, rank: int, config: Config, start: rng.Key) -> nn.Module:
+    return add_lora(module, rank, config.tiny.lora_scale * rank, config.tiny.lora_targets, start.at(3))
+
+
+def about(group: Group, need: Budget) -> str:
+    """Says of a group what its devices are, as a line for a person."""
+    what = Variant(group.width, group.cut, group.rank, group.model).about or "the same model"
+    return (
+        f"{len(group.devices)} devices on {group.board.name}: {what}, "
+        f"{tree.num_parameters(group.program.initial):,} parameters, {format_bytes(need.sram_bytes)} SRAM"
+    )
+
+
+def need_of(group: Group, kit: Kit, scheme: Scheme, module: nn.Module, federation: Federation) -> Budget:
+    """Gives the need of a group's devices. Raises: BudgetError if their board has less."""
+    variant = Variant(group.width, group.cut or kit.cfg.cut, group.rank, group.model)
+    return _need(
+        kit.config,
+        scheme,
+        module,
+        group.board,
+        group.program.input_shape,
+        most_rows(federation.train[device] for device in group.devices),
+        variant,
+        tail=group.program.tail,
+        enforce=kit.config.fleet.check,
+    )
+
+
+def _need(
+    config: Config,
+    scheme: Scheme,
+    whole: nn.Module,
+    board: Board,
+    shape: tuple[int, ...],
+    num_rows: int,
+    variant: Variant,
+    *,
+    tail: nn.Module | None = None,
+    enforce: bool,
+) -> Budget:
+    """Gives the largest need of the scheme's work on a device. Raises: BudgetError if the board has less."""
+    cfg = config.scheme
+    taken = takes_body(config, scheme)
+    model = f"{config.large.model} cut behind {cfg.body_cut}" if taken else variant.model or config.tiny.model
+    if scheme.part == "emulator":
+        model = f"the emulator of {config.large.model}"
+    if variant.width != 1.0 or variant.rank:
+        model = f"{model} ({Variant(variant.width, rank=variant.rank).about})"
+    # A device that only hands over its examples holds no model.
+    needs = [
+        budget.require(
+            nn.Identity() if work.op == Op.READ else whole,
+            shape,
+            board,
+            work.op,
+            model=model,
+            spec=work.train if work.op == Op.FIT or work.train == "lora" else "none",
+            cut=variant.cut if work.op in (Op.FORWARD, Op.BACKWARD) else "",
+            batch=cfg.batch or 1,
+            num_rows=num_rows,
+            momentum=cfg.momentum > 0.0,
+            keeps_start=config.privacy.clip > 0.0 or (scheme.name == "fedprox" and cfg.proximal_mu > 0.0),
+            learning=work.learning,
+            enforce=enforce,
+        )
+        for work in scheme.work(cfg)
+    ]
+    if tail is not None:
+        needs.append(
+            budget.plan(
+                tail,
+                (cfg.features,),
+                board,
+                Op.BACKWARD,
+                train=[name for name, _ in tail.named_parameters()],
+                batch=cfg.batch or 1,
+                is_tail=True,
+                momentum=cfg.momentum > 0.0,
+                resident_bytes=max(need.sram_bytes for need in needs) - budget.runtime_sram_bytes(board),
+            )
+        )
+    flash = max(need.flash_bytes for need in needs)
+    most = max(needs, key=lambda need: need.sram_bytes)
+    return dataclasses.replace(most, flash_bytes=flash)
+
+
+def tightest(needs: Sequence[Budget]) -> int:
+    """Gives the place of the budget that leaves the least SRAM free."""
+    return max(range(len(needs)), key=lambda place: needs[place].sram_bytes / needs[place].board.sram_bytes)
+
+
+def takes_body(config: Config, scheme: Scheme) -> bool:
+    return scheme.family == "FTL" and scheme.large == "teacher" and config.scheme.body == "cut"
+
+
+def most_rows(rows: Iterable[Indices]) -> int:
+    return max((len(own) for own in rows), default=1)
