@@ -259,6 +259,17 @@ def test_kmeans_finds_clusters_and_never_loses_a_row() -> None:
     assert torch.allclose(one, value.mean(0).expand(60, 2), atol=1e-5)
 
 
+def test_a_pixels_channels_are_coded_together() -> None:
+    """Two kinds of pixel in maps of 3 channels: two centroids of 3 numbers say all, wherever the pixels are."""
+    kinds = torch.tensor([[1.0, -2.0, 3.0], [0.0, 5.0, 0.5]])
+    which = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(8)) < 0.4
+    maps = kinds[which.long()].movedim(-1, 1)
+    assert maps.shape == (4, 3, 5, 6)
+    coded = encode("fedlite:30,2,1", maps)
+    assert len(coded.data) == 9 + 2 * 3 * 4 + 4 * 30 // 8
+    assert torch.equal(compress.decode(coded.shape, coded.data), maps)
+
+
 def test_groups_have_codebooks_of_their_own() -> None:
     value = torch.cat([torch.zeros(6, 2), 10.0 + torch.randn(6, 2, generator=torch.Generator().manual_seed(7))], 1)
     assert torch.equal(there_and_back("fedlite:2,1,2", value)[:, :2], value[:, :2])

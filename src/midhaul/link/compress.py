@@ -92,11 +92,14 @@ def encode(coder: Coder, value: Tensor, key: rng.Key) -> Coded:
     if value.dtype != torch.float32 or value.ndim < 1:
         raise FrameError(f"a tensor of {value.dtype} and {value.ndim} dimensions can't be coded; float32 rows can")
     shape = tuple(value.shape)
-    array = value.detach().cpu().contiguous().numpy().reshape(shape[0], -1) if value.numel() else None
-    if array is None:
+    if not value.numel():
         return Coded(shape, bytes([_PLAIN]))
     if not bool(torch.isfinite(value).all()):
         raise FrameError("a tensor to be coded holds numbers that aren't finite; the sender's model diverged")
+    ordered = value.detach().cpu()
+    if isinstance(coder, Product) and value.ndim > 2:
+        ordered = ordered.movedim(1, -1)
+    array = ordered.contiguous().numpy().reshape(shape[0], -1)
     return Coded(shape, coder.encode(array, key), coder.macs(shape))
 
 
@@ -115,7 +118,10 @@ def decode(shape: Shape, data: bytes | memoryview, max_bytes: int = MAX_BYTES) -
     rows = _DECODERS[number](reader, shape[0], num // shape[0]) if num else np.zeros(0, np.float32)
     if reader.left:
         raise FrameError(f"a coded tensor has {reader.left} bytes behind its last field")
-    return torch.from_numpy(np.ascontiguousarray(rows, np.float32)).reshape(shape)
+    whole = torch.from_numpy(np.ascontiguousarray(rows, np.float32))
+    if number == _PRODUCT and len(shape) > 2:
+        return whole.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
+    return whole.reshape(shape)
 
 
 class _Reader:
@@ -306,7 +312,8 @@ class Product:
     """Grouped product quantisation: each row in Q subvectors, these in R groups, a codebook of L centroids a group.
 
     The centroids are found by k-means over a message's subvectors (k-means++ from the key, then Lloyd's steps); the
-    codebooks travel with the places of each subvector's centroid.
+    codebooks travel with the places of each subvector's centroid. Of maps [C, H, W] the channels of a pixel lie side by
+    side, so that C / M subvectors are a pixel's: the channels of one pixel tell more of each other than its neighbours.
     Source: Wang, Qi, Rawat, Reddi, Waghmare, Yu, Joshi, "FedLite: a scalable approach for federated learning on
     resource-constrained clients", 2022, section 4.1; Arthur and Vassilvitskii, "k-means++", SODA 2007.
     """
@@ -390,14 +397,14 @@ def _nearest(points: Doubles, centroids: Doubles) -> bits.Ints:
 def _seeds(points: Doubles, num: int, key: rng.Key) -> Iterator[Doubles]:
     """Gives the first centroids, each drawn by the squared distance of the points from those before it."""
     groups, last = np.arange(len(points)), points.shape[1] - 1
-    weight = np.ones(points.shape[:2])
+    squares, weight = np.square(points).sum(2), np.ones(points.shape[:2])
     distance = np.full(points.shape[:2], np.inf)
     for draws in rng.uniform(key, num * len(points)).reshape(num, -1):
         reach = np.cumsum(weight, 1)
         chosen = points[groups, np.minimum((reach <= draws[:, None] * reach[:, -1:]).sum(1), last)]
         yield chosen
-        away = np.square(points - chosen[:, None, :]).sum(2)
-        weight = distance = np.minimum(distance, away)
+        away = squares - 2.0 * np.matmul(points, chosen[:, :, None])[:, :, 0] + np.square(chosen).sum(1)[:, None]
+        weight = distance = np.minimum(distance, np.maximum(away, 0.0))
 
 
 _DECODERS: tuple[Callable[[_Reader, int, int], Floats], ...] = (
