@@ -270,6 +270,27 @@ class SchemeConfig:
         "norm", "hetlora: a device weighs by the norm of its product, or by its examples", choices=("norm", "examples")
     )
     adapt_epochs: int = option(5, "epochs that a held-out device adapts its own slice (data.adapt > 0)", low=1)
+    exchange_rows: int = option(
+        0, "feddf, fedmd, co_learning: public rows that a round uses, drawn anew each round; 0: all", low=0
+    )
+    exchange_epochs: int = option(
+        5, "feddf, fedmd, co_learning: epochs on the public rows in each distillation of a round; 0: none", low=0
+    )
+    large_start: str = option(
+        "self_supervised",
+        "feddf, fedmd, co_learning: how the models begin: as drawn, the large one self-supervised on public rows, or "
+        "both trained on public rows and their labels",
+        choices=("drawn", "self_supervised", "labelled"),
+    )
+    large_weight: float = option(
+        1.0, "fedmd: weight of the large model in the consensus, a device's being 1; 0: it only learns", low=0.0
+    )
+    exchange: str = option(
+        "both",
+        "co_learning: who teaches whom: the large model the tiny ones (teach), they it (return), or both",
+        choices=("both", "teach", "return", "none"),
+    )
+    from_large: bool = option(False, "feddf: the large model, once it is taught, teaches the tiny one as well")
     pooled_model: str = option("large", "pooled: which model is trained", choices=("large", "tiny"))
 
 

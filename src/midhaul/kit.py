@@ -137,7 +137,8 @@ class Scheme:
     behind all devices' cuts, which hold different features of the same rows.
     `evaluate_large` tests the large model by itself; a scheme that has it is tested before its first round too, so that
     a run tells what each of the two models gained. On firmware it speaks to the simulation, which has every device's
-    rows but nothing that a board has learned. `engines` are those that can run it.
+    rows but nothing that a board has learned. `check` refuses, in one sentence and before anything is trained, a run
+    that the scheme can't do. `engines` are those that can run it.
     `adapters` says that the tiny model must have low-rank adapters.
     `trains` gives the slice that devices train, for a scheme that finds it in `init`; its budget is made then.
     `differs` says what of the tiny model may differ from device to device: none, width, cut, rank, or model.
@@ -163,6 +164,7 @@ class Scheme:
     large: str = "none"
     needs_public: bool = False
     evaluate_large: Callable[[Server, Fleet, Kit, rng.Key], Replies] | None = None
+    check: Callable[[Kit], None] | None = None
     engines: tuple[str, ...] = ("loop", "stacked", "firmware")
     adapters: bool = False
     differs: str = "none"
@@ -221,6 +223,11 @@ def evaluate_personal(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, t
     adapting = kit.fit({}, train=tune, send="none", epochs=kit.cfg.adapt_epochs, lr=lr).settings
     message = Message(Op.ADAPT, server.tree, settings=adapting)
     return fleet.exchange(message, key=key, devices=fleet.test_devices)
+
+
+def evaluate_own(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
+    """Tests each device's own model; where the test devices are new ones, on the rows of all of these."""
+    return fleet.exchange(Message(Op.EVALUATE, settings={"rows": "test", "loss": kit.cfg.loss}), key=key)
 
 
 def evaluate_large(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:

@@ -131,14 +131,25 @@ def _read(program: Program, state: State, message: Message, key: rng.Key) -> tup
 def _fit(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:
     settings = message.settings
     start = _parameters(program, state, message)
-    end, metrics = _descend(program, start, state.data.train, message.tree.get("logits"), settings, key)
+    data = _to_fit(state, message)
+    end, metrics = _descend(program, start, data, message.tree.get("logits"), settings, key)
     sent = program.sendable(str(settings.get("send", "none")))
     if float(settings.get("clip", 0.0)):
         end = clip_update(end, start, sent, float(settings["clip"]))
     changed = {name for name in end if name in program.names(str(settings["train"])) or name in program.personal}
     kept = {name: end[name] for name in changed if name not in sent}
     state = replace(state, tree=_ordered(program, tree.merge(state.tree, kept)))
-    return state, Reply({name: end[name] for name in sent}, float(len(state.data.train)), metrics)
+    return state, Reply({name: end[name] for name in sent}, float(len(data)), metrics)
+
+
+def _to_fit(state: State, message: Message) -> Examples:
+    """Gives the device's own rows or, if the message has rows, these: they have logits and no label."""
+    if "x" not in message.tree:
+        return state.data.train
+    x = message.tree["x"]
+    if len(message.tree.get("logits", ())) != len(x):
+        raise EngineError("a device was sent rows to train on and not as many logits; send logits, a row for each of x")
+    return Examples(x, torch.full((len(x),), -1))
 
 
 def _adapt(program: Program, state: State, message: Message, key: rng.Key) -> tuple[State, Reply]:

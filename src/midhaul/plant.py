@@ -163,6 +163,8 @@ def build(
     )
     if config.tiny.precision == "int8":
         kit = _in_int8(kit, chosen, data.input_shape)
+    if chosen.check is not None:
+        chosen.check(kit)
     groups = variants.groups(kit, chosen, models, dealt, deepest, held, population, start)
     kit = dataclasses.replace(kit, groups=groups, most_rows=variants.most_rows(federation.train))
     training = [group for group in groups if group.devices]

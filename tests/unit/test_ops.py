@@ -11,7 +11,9 @@ from midhaul import ops, rng
 from midhaul.errors import EngineError
 from midhaul.message import Message, Op, Reply
 from midhaul.ops import State
-from midhaul.program import Examples, Local, Program
+from midhaul.program import Examples, Local, Population, Program
+from midhaul.runtime.loop import Loop
+from midhaul.runtime.stacked import Stacked
 
 KEY = rng.key(0, 1, 0, rng.Use.BATCH)
 
@@ -62,6 +64,30 @@ def test_momentum_decay_and_proximal_term_by_hand() -> None:
     # One step with decay 0.5: slope -0.8 + 0.15.
     _, reply = ask(device([2.0], [0]), Op.FIT, w(0.3), weight_decay=0.5, **{**two, "epochs": 1})
     assert reply.tree["w"].item() == pytest.approx(0.3 + 0.065)
+
+
+def test_rows_that_are_sent_are_trained_on_by_their_logits_and_own_rows_are_not() -> None:
+    # logits (3w, 0) against (1.5, 0): loss (3w - 1.5)^2 / 2 = 0.18 and slope 3 (3w - 1.5) = -1.8 at w = 0.3.
+    digest = {"lr": 0.1, "loss": "mse", "train": "whole", "send": "whole", "soft_weight": 1.0}
+    sent = {"x": torch.tensor([[3.0]]), "logits": torch.tensor([[1.5, 0.0]])}
+    _, reply = ask(device([2.0, 5.0], [0, 1]), Op.FIT, {**w(0.3), **sent}, **digest)
+    assert reply.tree["w"].item() == pytest.approx(0.48)
+    assert reply.metrics == {"rows": 1.0, "loss": pytest.approx(0.18)}
+    assert reply.weight == 1.0
+    # Half of the weight on the labels, of which a sent row has none: half of the step.
+    _, reply = ask(device([2.0], [0]), Op.FIT, {**w(0.3), **sent}, **{**digest, "soft_weight": 0.5})
+    assert reply.tree["w"].item() == pytest.approx(0.39)
+
+
+@pytest.mark.parametrize("engine", [Loop, Stacked])
+def test_rows_that_are_sent_without_their_logits_are_refused(engine: type[Loop] | type[Stacked]) -> None:
+    rows, none = np.arange(2), np.arange(0)
+    population = Population(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64), (rows,), (rows,), (none,), True)
+    fleet = engine(Program(Scale(), (1,)), population)
+    settings = {"lr": 0.1, "train": "whole", "send": "whole"}
+    for tree in ({"x": torch.zeros(2, 1)}, {"x": torch.zeros(2, 1), "logits": torch.zeros(1, 2)}):
+        with pytest.raises(EngineError, match="send logits, a row for each of x"):
+            fleet.exchange(Message(Op.FIT, {**w(0.3), **tree}, settings=settings), key=KEY)
 
 
 def test_a_device_keeps_what_it_trained_and_did_not_send() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from midhaul import ops, rng, rules, tree
+from midhaul.errors import EngineError
 from midhaul.message import ROW_KINDS, Message, Op, Replies
 from midhaul.models import losses
 from midhaul.program import Indices, Population, Program
@@ -47,6 +48,8 @@ class Chunk:
         self.shared, self.each = fleet.parameters(message, devices)
         self.counts = [float(len(r)) for r in rows]
         self._call = self.program.call_front if message.op == Op.FORWARD else self.program.call
+        # Rows that the server sent to be trained on: they have logits and no label.
+        self.sent = message.tree.get("x") if message.op == Op.FIT else None
 
     def run(self) -> Replies:
         return {
@@ -70,6 +73,13 @@ class Chunk:
 
     def fit(self) -> Replies:
         soft = self.message.each.get("logits")
+        if self.sent is not None:
+            shared = self.message.tree.get("logits", self.sent[:0])
+            if len(shared) != len(self.sent):
+                raise EngineError(
+                    "a device was sent rows to train on and not as many logits; send logits, a row for each of x"
+                )
+            soft = shared.expand(len(self.devices), *shared.shape)
         trained, metrics = self.descend(soft)
         sent = self.program.sendable(str(self.settings.get("send", "none")))
         whole = {name: trained.get(name, self._stacked(name)) for name in dict.fromkeys((*sent, *trained))}
@@ -249,7 +259,11 @@ class Chunk:
     def _part(self, at: list[int], rows: list[Indices], soft: Tensor | None) -> tuple[Tensor, ...]:
         """Gives x [D, B, ...], y [D, B], the mask [D, B] and, if there are any, the teacher's logits of some rows."""
         places, mask = _padded([self.rows[device][own] for device, own in zip(at, rows, strict=True)])
-        part = (self.population.x[places], self._labels(places, at), mask)
+        if self.sent is None:
+            x, y = self.population.x[places], self._labels(places, at)
+        else:
+            x, y = self.sent[places], torch.full(places.shape, -1)
+        part = (x, y, mask)
         return part if soft is None else (*part, soft[torch.tensor(at)[:, None], _padded(rows)[0]])
 
     def _loss(self, others: Tree, weights: Tree, part: tuple[Any, ...]) -> tuple[Tensor, Tree]:

@@ -149,6 +149,10 @@ class Stacked:
             if device not in self.stash:
                 raise EngineError("a device was sent BACKWARD with no batch in flight; send FORWARD first")
             return self.stash[device]
+        if "x" in message.each:
+            raise EngineError("rows are sent to all devices alike; put x into the message's tree")
+        if op == Op.FIT and "x" in message.tree:
+            return np.arange(len(message.tree["x"]))
         if op in (Op.READ, Op.FIT):
             return self.population.rows(device, "test" if settings.get("what") == "test" else "train")
         if op == Op.ADAPT:

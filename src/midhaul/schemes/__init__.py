@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from midhaul.kit import Scheme
 from midhaul.schemes.baseline import LOCAL, POOLED
+from midhaul.schemes.co_learning import CO_LEARNING, CO_LEARNING_LOGITS
+from midhaul.schemes.exchange import FEDDF, FEDMD
 from midhaul.schemes.federated import FEDADAM, FEDAVG, FEDPROX
 from midhaul.schemes.federated_body import FEDBABU
 from midhaul.schemes.federated_foundation import FEDIT, FLEXLORA, HETLORA
@@ -41,6 +43,8 @@ SCHEMES: dict[str, Scheme] = {
         HETEROFL,
         FEDROLEX,
         FEDBABU,
+        FEDDF,
+        FEDMD,
         SPLIT,
         SPLIT_U,
         VERTICAL,
@@ -64,5 +68,7 @@ SCHEMES: dict[str, Scheme] = {
         FLORA,
         FLEXLORA,
         HETLORA,
+        CO_LEARNING,
+        CO_LEARNING_LOGITS,
     )
 }

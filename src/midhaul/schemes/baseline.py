@@ -13,7 +13,7 @@ from midhaul import rng, tree
 from midhaul import server as site
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme, Work, ask_all, load_all, mean_loss, tested
+from midhaul.kit import Kit, Scheme, Work, ask_all, evaluate_own, load_all, mean_loss, tested
 from midhaul.message import Kind, Message, Op, Replies
 from midhaul.server import Server
 
@@ -29,11 +29,6 @@ def round_local(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[S
     message = kit.fit({}, train="whole", send="none")
     replies = fleet.exchange(message, devices=kit.cohort(fleet, key), key=key)
     return server, mean_loss(replies) if len(replies) else {}
-
-
-def evaluate_local(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
-    """Tests each device's own model; where the test devices are new ones, on the rows of all of these."""
-    return fleet.exchange(Message(Op.EVALUATE, settings={"rows": "test", "loss": kit.cfg.loss}), key=key)
 
 
 def work_local(cfg: SchemeConfig) -> tuple[Work, ...]:
@@ -94,7 +89,7 @@ LOCAL = Scheme(
     "none",
     init_local,
     round_local,
-    evaluate_local,
+    evaluate_own,
     work_local,
     "none",
     (),
