@@ -16,7 +16,16 @@ from repro import Row, table
 
 MODULES = tuple(
     name
-    for name in ("identities", "fuzz", "mnist_fedavg", "fedprox_synthetic", "har", "cascade")
+    for name in (
+        "identities",
+        "fuzz",
+        "mnist_fedavg",
+        "fedprox_synthetic",
+        "har",
+        "cascade",
+        "splitfed_fashion",
+        "fedgkt_digits",
+    )
     if find_spec(f"repro.{name}")
 )
 

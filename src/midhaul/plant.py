@@ -357,7 +357,7 @@ def _parts(
     if scheme.part == "front":
         rear = given or _large(config, smashed, classes, config.large.options, start)
         if scheme.adapters:
-            rear = _adapted_rear(front, rear, layer, start)
+            rear = _adapted_rear(front, rear, layer, config, start)
         return config, Program(front, shape, personal=personal), rear
     if scheme.part == "local":
         rear = given or _large(config, smashed, classes, config.large.options, start)
@@ -369,7 +369,7 @@ def _parts(
     return config, Program(front, shape, personal=personal, tail=tail), rear
 
 
-def _adapted_rear(front: nn.Module, rear: nn.Module, layer: str, start: rng.Key) -> nn.Module:
+def _adapted_rear(front: nn.Module, rear: nn.Module, layer: str, config: Config, start: rng.Key) -> nn.Module:
     """Gives the server's half with adapters of the rank of the device's. Raises: SliceError if that half has none."""
     ranks = [len(value) for name, value in front.named_parameters() if name.endswith(".lora_a")]
     if not ranks:
@@ -377,7 +377,7 @@ def _adapted_rear(front: nn.Module, rear: nn.Module, layer: str, start: rng.Key)
             f"no layer up to the cut {layer!r} has a low-rank adapter (dense layers and 1x1 convolutions can); "
             "set scheme.cut to a later layer, or choose another model"
         )
-    return add_lora(rear, max(ranks), float(max(ranks)), "all", start.at(5))
+    return add_lora(rear, max(ranks), config.tiny.lora_scale * max(ranks), "all", start.at(5))
 
 
 def _firmware(kit: Kit, scheme: Scheme, program: Program, population: Population, board: Board) -> Firmware:

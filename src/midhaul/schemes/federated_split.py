@@ -79,4 +79,5 @@ FEDERATED_SPLIT_V3 = _kin(
     round=round_personal,
     up=(Kind.ACTIVATIONS, Kind.LABELS),
     down=(Kind.GRADIENTS,),
+    admits=("cohort", "stragglers", "dropout"),
 )

@@ -96,5 +96,6 @@ FEDGKT = Scheme(
     part="local",
     large="rear",
     evaluate_large=evaluate_halves,
+    admits=("cohort", "stragglers", "dropout"),
     engines=("loop", "stacked"),
 )

@@ -78,4 +78,5 @@ GROUP_SPLIT = Scheme(
     (Kind.GRADIENTS, Kind.WEIGHTS),
     part="front",
     large="rear",
+    admits=("cohort", "stragglers", "dropout"),
 )

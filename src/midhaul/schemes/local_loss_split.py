@@ -66,5 +66,6 @@ CSE_FSL = Scheme(
     (Kind.WEIGHTS,),
     part="local",
     large="rear",
+    admits=("cohort", "dropout", "weighting"),
     engines=("loop", "stacked"),
 )

@@ -97,4 +97,5 @@ SPLIT_LORA = Scheme(
     part="front",
     large="rear",
     adapters=True,
+    admits=("cohort", "stragglers", "dropout", "weighting"),
 )
