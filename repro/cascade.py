@@ -58,7 +58,7 @@ def settings(data: str, seed: int) -> Config:
             run_seed=seed,
         )
     return config.read(EXAMPLES / "har.toml").replace(
-        tiny_options={"channels": [16, 16, 16]},
+        tiny_options={"channels": [16, 32, 32]},
         large_epochs=12,
         scheme_name="transfer",
         scheme_distill_epochs=25,

@@ -18,7 +18,7 @@ from midhaul import data as datasets
 from midhaul.config import Config
 from midhaul.devices import profiles
 from midhaul.errors import ConfigError, MidhaulError
-from midhaul.inference import cascade
+from midhaul.inference import cascade, text
 from midhaul.kit import PROPERTIES
 from midhaul.link import radio
 from midhaul.models import large, tiny
@@ -108,6 +108,14 @@ def _parser() -> argparse.ArgumentParser:
     together.add_argument(
         "--set", action="append", default=[], metavar="inference.A=B", help="a setting of [inference] (docs/config.md)"
     )
+    writes = command("decode", _decode, "Let a run's tiny model draft a text and its large one check it.")
+    writes.add_argument("run", type=Path, metavar="RUN", help="the folder of a run on tokens, such as shakespeare")
+    writes.add_argument("--prompt", required=True, metavar="TEXT", help="what the text begins with")
+    writes.add_argument("--tokens", type=int, default=200, help="how many tokens to write")
+    writes.add_argument("--gamma", type=int, default=4, help="tokens that are drafted a turn")
+    writes.add_argument("--temperature", type=float, default=1.0, help="0: the most likely token each time")
+    writes.add_argument("--resample", default="server", help="who replaces a rejected draft: server or device")
+    writes.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one key of the run")
     files = command("data", _data, "List the data sets, or check their files.")
     files.add_argument("what", choices=("list", "check"))
     files.add_argument("names", nargs="*", help="data sets to check; all if none is named")
@@ -250,6 +258,24 @@ def _cascade(chosen: argparse.Namespace) -> None:
     for line in (found.verdict, *found.notes):
         print(textwrap.fill(line, 80))
     print(f"\nreport: {page}")
+
+
+def _decode(chosen: argparse.Namespace) -> None:
+    found = text.write(
+        chosen.run,
+        chosen.prompt,
+        chosen.tokens,
+        gamma=chosen.gamma,
+        temperature=chosen.temperature,
+        resample=chosen.resample,
+        changes=chosen.set,
+    )
+    if chosen.json:
+        print(json.dumps(found.to_table(), indent=2))
+        return
+    print(f"{chosen.prompt}{found.text}\n")
+    print(_table(found.columns, found.lines))
+    print("Calls of the large model, bytes, energy of the device and time are of one token.")
 
 
 def _data(chosen: argparse.Namespace) -> None:

@@ -66,17 +66,12 @@ def hear(
 
     Raises: MidhaulError in one sentence for a folder that holds no such run, or a run whose devices can't be asked.
     """
-    kept = folder / "config.toml"
-    if not kept.exists() or not (folder / "model").is_dir():
-        raise CheckpointError(f"{folder} is not the folder of a run that has ended; give one that `midhaul run` wrote")
-    config = settings.from_table(settings.override(settings.read_table(kept), changes), where=str(kept))
-    plant = plants.build(_simulated(config), module=module, large_module=large_module, dataset=dataset)
+    plant, server = opened(folder, changes, module=module, large_module=large_module, dataset=dataset)
+    config = plant.config
     if plant.scheme.part == "u":
         raise ConfigError(
             f"in {plant.scheme.name} the last layers are on the device; cascades of a U shape aren't built"
         )
-    server = Server(_saved(folder, "tiny"), _saved(folder, "large"))
-    _restore(plant, server, _saved(folder, "devices"), folder)
     ear = _Ear(plant.engine, wants_trees=bool(config.inference.exit) and plant.scheme.part == "whole")
     plant.scheme.evaluate(server, ear, plant.kit, rng.Key(config.run.seed, config.run.rounds, rng.SERVER, 0))
     kinds = len({id(group.program) for group in plant.kit.groups})
@@ -95,6 +90,28 @@ def hear(
     x, y = (torch.cat([rows[number].tree[name] for number, _ in parts]) for name in ("x", "y"))
     said = torch.cat([said[kind] for _, said in parts])
     return Heard(plant, server, device, x, y.numpy(), said, _calibrates(device, plant), ear.trees)
+
+
+def opened(
+    folder: Path,
+    changes: Sequence[str] = (),
+    *,
+    module: nn.Module | None = None,
+    large_module: nn.Module | None = None,
+    dataset: Dataset | None = None,
+) -> tuple[Plant, Server]:
+    """Gives what a finished run was built from, its devices holding what they held at the end, and its server.
+
+    Raises: CheckpointError in one sentence for a folder that holds no such run, ConfigError for what it can't be told.
+    """
+    kept = folder / "config.toml"
+    if not kept.exists() or not (folder / "model").is_dir():
+        raise CheckpointError(f"{folder} is not the folder of a run that has ended; give one that `midhaul run` wrote")
+    config = settings.from_table(settings.override(settings.read_table(kept), changes), where=str(kept))
+    plant = plants.build(_simulated(config), module=module, large_module=large_module, dataset=dataset)
+    server = Server(_saved(folder, "tiny"), _saved(folder, "large"))
+    _restore(plant, server, _saved(folder, "devices"), folder)
+    return plant, server
 
 
 def _simulated(config: Config) -> Config:
