@@ -20,6 +20,7 @@ from midhaul.cli import main
 from midhaul.config import Config
 from midhaul.errors import CheckpointError, ConfigError, EngineError
 from midhaul.message import Op
+from midhaul.schemes import SCHEMES
 from midhaul.server import Server
 
 QUICK = {
@@ -47,8 +48,10 @@ def stop_after(number: int) -> object:
     return progress
 
 
-@pytest.mark.parametrize("engine", ["loop", "stacked", "firmware"])
-@pytest.mark.parametrize("name", ["local", "pooled", "fedadam", "transfer", "fedrep", "split", "federated_split_v1"])
+RESUMED = ["local", "pooled", "fedadam", "transfer", "fedrep", "split", "federated_split_v1", "fedgkt"]
+
+
+@pytest.mark.parametrize(("name", "engine"), [(n, engine) for n in RESUMED for engine in SCHEMES[n].engines])
 def test_resumed_equals_uninterrupted_to_the_bit(name: str, engine: str, tmp_path: Path) -> None:
     settings = config(name, run_engine=engine, large_optimizer="adam", run_devices="host:*3")
     if name == "pooled":
