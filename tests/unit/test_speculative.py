@@ -116,6 +116,18 @@ def test_who_resamples_changes_no_token(temperature: float) -> None:
         assert [turn.accepted for turn in texts[0].turns] == [turn.accepted for turn in texts[1].turns]
 
 
+def test_the_large_model_alone_streams_the_same_text() -> None:
+    for seed in range(10):
+        streamed = speculative.alone(LARGE, PROMPT, 8, keyed(seed))
+        assert streamed.tokens == decode(TINY, LARGE, PROMPT, 8, keyed(seed), gamma=0).tokens
+        assert [turn.up_bytes for turn in streamed.turns] == [36 + 10 + 2, *[0] * 7]
+        assert {turn.down_bytes for turn in streamed.turns} == {36 + 10 + 1}
+    board, ble = profiles.get("stm32l4"), radio.get("ble")
+    each = spent(streamed, board, ble, tiny_macs=1, large_macs=5000, server_macs_per_s=1e6)
+    bits = 8 * (48 + 8 * 47)
+    assert each.seconds == pytest.approx((2 * ble.delay_s + bits / ble.up_bps) / 8 + 5000 / 1e6)
+
+
 def greedy(model: NextToken, prompt: tuple[int, ...], num: int) -> tuple[int, ...]:
     text = list(prompt)
     for _ in range(num):

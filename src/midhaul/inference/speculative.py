@@ -216,6 +216,22 @@ def decode(
     return Decoded(tuple(text[len(prompt) :]), tuple(turns))
 
 
+def alone(large: NextToken, prompt: Sequence[int], num: int, choose: Choose, *, temperature: float = 1.0) -> Decoded:
+    """Gives `num` tokens of the large model by itself: the prompt goes up once, each token comes down as it is made.
+
+    The text is that of `decode` with gamma = 0 and the same draws.
+    """
+    text, turns = list(prompt), list[Turn]()
+    for place in range(num):
+        asked: Tree = {"x": torch.tensor(text, dtype=torch.int64)}
+        up = frame.num_bytes(Frame(Op.PREDICT, True, 0, 0, {}, asked, 1.0)) if place == 0 else 0
+        text.append(choose(chances(large(torch.tensor(text), 1)[0], temperature), len(text), What.RESAMPLE))
+        turns.append(
+            Turn(0, 0, up, frame.num_bytes(Frame(Op.PREDICT, False, place, 0, {}, {"y": torch.tensor(text[-1:])})))
+        )
+    return Decoded(tuple(text[len(prompt) :]), tuple(turns))
+
+
 def _draft(
     tiny: NextToken, text: list[int], size: int, choose: Choose, temperature: float
 ) -> tuple[list[int], list[Tensor]]:
@@ -276,13 +292,15 @@ def spent(
 ) -> Spent:
     """Gives the mean cost of a token: MACs of one token of each model, on the board and on the server.
 
-    Limits: no token is lost on the way; a turn waits for the one before.
+    A turn waits for the one before, and a frame that comes down unasked behind another for no trip of its own.
+    Limits: no frame is lost on the way; a call of the large model takes as long for each token that it checks.
     """
     joules, seconds = 0.0, 0.0
     for turn in decoded.turns:
         work = budget.work(board, turn.drafted * tiny_macs)
         joules += work.joules + radio.joules_up(turn.up_bytes) + radio.joules_down(turn.down_bytes)
         served = (turn.drafted + 1) * large_macs / server_macs_per_s
-        seconds += work.seconds + radio.seconds_up(turn.up_bytes) + served + radio.seconds_down(turn.down_bytes)
+        down = radio.seconds_down(turn.down_bytes) - (0.0 if turn.up_bytes else radio.delay_s)
+        seconds += work.seconds + radio.seconds_up(turn.up_bytes) + served + down
     num = len(decoded.tokens)
     return Spent(decoded.up_bytes, decoded.down_bytes, joules / num, seconds / num)

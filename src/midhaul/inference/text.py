@@ -14,7 +14,7 @@ from midhaul.data import Dataset
 from midhaul.errors import ConfigError, DataError
 from midhaul.inference import exits
 from midhaul.inference.held import opened
-from midhaul.inference.speculative import Decoded, Spent, decode, keyed, spent, windows
+from midhaul.inference.speculative import Decoded, Spent, alone, decode, keyed, spent, windows
 from midhaul.models import count
 from midhaul.plant import Plant
 from midhaul.server import Server
@@ -106,15 +106,15 @@ def write(
     theirs = windows(large, server.large, length)
     start, choose = [names.index(word) for word in words], keyed(plant.config.run.seed)
     together = decode(tiny, theirs, start, num, choose, gamma=gamma, temperature=temperature, resample=resample)
-    alone = decode(tiny, theirs, start, num, choose, gamma=0, temperature=temperature)
+    by_itself = alone(theirs, start, num, choose, temperature=temperature)
     macs = [sum(layer.macs for layer in count.layers(each, program.input_shape)) for each in (program.module, large)]
     work, speed = budget.work(plant.board, macs[0]), 1e9 * plant.config.inference.server_gmacs
     costs = {"tiny alone": Spent(0.0, 0.0, work.joules, work.seconds)}
-    for name, found in (("large alone", alone), ("together", together)):
+    for name, found in (("large alone", by_itself), ("together", together)):
         costs[name] = spent(
             found, plant.board, plant.radio, tiny_macs=macs[0], large_macs=macs[1], server_macs_per_s=speed
         )
-    return Written(gap.join(names[token] for token in together.tokens), gamma, together, alone, costs)
+    return Written(gap.join(names[token] for token in together.tokens), gamma, together, by_itself, costs)
 
 
 def _check(plant: Plant, server: Server) -> None:
