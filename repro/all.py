@@ -21,6 +21,7 @@ MODULES = tuple(
         "fuzz",
         "mnist_fedavg",
         "fedprox_synthetic",
+        "heterofl_mnist",
         "har",
         "cascade",
         "splitfed_fashion",

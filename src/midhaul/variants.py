@@ -235,6 +235,7 @@ def _program(
 
 
 def with_lora(module: nn.Module, rank: int, config: Config, start: rng.Key) -> nn.Module:
+    """Gives the module with adapters of a rank, drawn from the run's key."""
     return add_lora(module, rank, config.tiny.lora_scale * rank, config.tiny.lora_targets, start.at(3))
 
 
@@ -327,8 +328,10 @@ def tightest(needs: Sequence[Budget]) -> int:
 
 
 def takes_body(config: Config, scheme: Scheme) -> bool:
+    """Tells whether the tiny model's body is the large model's own first layers."""
     return scheme.family == "FTL" and scheme.large == "teacher" and config.scheme.body == "cut"
 
 
 def most_rows(rows: Iterable[Indices]) -> int:
+    """Gives the largest number of rows of any device, 1 where there is none."""
     return max((len(own) for own in rows), default=1)
