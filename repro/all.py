@@ -23,6 +23,7 @@ MODULES = tuple(
         "fedprox_synthetic",
         "heterofl_mnist",
         "har",
+        "asynchronous",
         "cascade",
         "splitfed_fashion",
         "fedgkt_digits",

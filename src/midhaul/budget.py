@@ -13,6 +13,7 @@ SGD (about 12 instructions a weight) and element-wise layers.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -339,6 +340,16 @@ def require(
         f"{subject} needs {found.sram_bytes:,} B of SRAM on {board.name} ({board.sram_bytes:,} B): "
         f"{found.over_sram_bytes:,} B over; {advice}"
     )
+
+
+def replay_bytes(shape: tuple[int, ...], num_rows: int) -> int:
+    """Gives what so many past rows take in a device's flash: values of 4 bytes and a label of 2, up to a multiple of 4.
+
+    >>> replay_bytes((64,), 100)
+    26000
+    """
+    row = ELEMENT_BYTES * math.prod(shape) + 2
+    return num_rows * (-(-row // ELEMENT_BYTES) * ELEMENT_BYTES)
 
 
 def _subject(op: Op, model: str, spec: str, cut: str) -> str:

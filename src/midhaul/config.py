@@ -75,6 +75,13 @@ class DataConfig:
     adapt: float = option(0.0, "share of a held-out device's rows that it may adapt on", low=0.0, high=0.9)
     max_rows: int = option(0, "cap on a device's rows; 0: none", low=0)
     min_rows: int = option(1, "a natural device with fewer rows takes no part; 1: none is left out", low=1)
+    drift_round: int = option(0, "the round from which some devices' rows are others; 0: never", low=0)
+    drift_devices: float = option(0.2, "share of the devices whose rows drift", above=0.0, high=1.0)
+    drift: str = option(
+        "labels",
+        "what becomes of a drifting device's rows: each class is called by another's name, or the inputs change sign",
+        choices=("labels", "sign"),
+    )
     options: Options = option({}, "options of the loader, for example label = 'column' for csv:")
 
 
@@ -112,6 +119,14 @@ class FleetConfig:
     )
     staleness_exponent: float = option(0.5, "fedasync, fedbuff: a of the staleness function", above=0.0)
     staleness_grace: int = option(4, "fedasync, fedbuff: b of the hinge, in versions", low=0)
+    detector: str = option(
+        "none",
+        "what watches a device's error for drift: Page and Hinkley's test, or ADWIN",
+        choices=("none", "page_hinkley", "adwin"),
+    )
+    detector_threshold: float = option(10.0, "page_hinkley: wrong answers beyond the usual that are drift", above=0.0)
+    detector_rounds: int = option(10, "rounds that a device whose detector fired is in the cohort", low=1)
+    replay: int = option(0, "rows from before its data drifted that a device keeps and trains on, in its flash", low=0)
     check: bool = option(True, "refuse a scheme that doesn't fit the board before the run")
     deadline_s: float = option(120.0, "engine firmware: how long a device may take to answer, in seconds", above=0.0)
 

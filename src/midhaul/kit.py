@@ -92,10 +92,13 @@ class Kit:
         return {**chosen, "nopeek": cfg.nopeek} if cfg.nopeek else chosen
 
     def cohort(self, fleet: Fleet, key: rng.Key) -> tuple[int, ...]:
-        """Gives the devices of a round: a share of the fleet, or a number, drawn without repetition."""
+        """Gives the devices of a round: a share of the fleet, or a number, drawn without repetition, and those that ask
+        to be in it because their data drifted."""
         wanted = self.config.fleet.cohort
         num = max(1, round(wanted * len(fleet.devices))) if wanted <= 1.0 else min(round(wanted), len(fleet.devices))
-        return rng.choose(key._replace(use=int(rng.Use.COHORT)), num, fleet.devices)
+        drawn = rng.choose(key._replace(use=int(rng.Use.COHORT)), num, fleet.devices)
+        asking: frozenset[int] = getattr(fleet, "asking", frozenset())  # an engine has none, the run's fleet may
+        return tuple(sorted({*drawn, *asking}))
 
     def alike(self, devices: Sequence[int]) -> list[tuple[Group, tuple[int, ...]]]:
         """Gives devices by the model that they hold: for each model a group that has it, and its devices.

@@ -33,7 +33,7 @@ from midhaul.models.int8 import Int8Front
 from midhaul.models.prepare import Prepared, prepare
 from midhaul.models.rates import WithRates
 from midhaul.program import Examples, Population, Program
-from midhaul.runtime import firmware, participation
+from midhaul.runtime import drift, firmware, participation
 from midhaul.runtime.blobs import DeviceBlobs
 from midhaul.runtime.coding import Coding, plan_coding
 from midhaul.runtime.firmware import Firmware
@@ -69,6 +69,7 @@ class Plant:
     tiny_name: str
     large_name: str
     coding: Coding
+    after: Population | None = None  # the devices' rows once they have drifted, where they do
 
 
 def settle(plant: Plant, server: Server) -> Plant:
@@ -121,6 +122,7 @@ def build(
     if wants and not len(federation.public):
         raise ConfigError(f"the scheme {chosen.name} needs public data on the server; set data.public, for example 0.3")
     _check_nopeek(config, chosen, data)
+    drift.check(config, chosen, own_test=federation.own_test)
     if config.scheme.distill == "features" and variants.takes_body(config, chosen):
         raise ConfigError(
             "with scheme.body = 'cut' the tiny model's layers are the large one's, so there is nothing to be guided; "
@@ -146,6 +148,9 @@ def build(
     x, y = (torch.from_numpy(np.require(values, requirements=["C", "W"])) for values in (data.x, data.y))
     parts = (federation.train, federation.test, federation.adapt)
     population = Population(x, y, *parts, federation.own_test, classes=federation.classes)
+    after: Population | None = None
+    if config.data.drift_round:
+        population, after = drift.drifted(population, config, data.num_classes)
     public = Examples(x, y).at(federation.public)
     degrees = config.large.rotate_deg
     augment = Rotation(degrees, data.centre, data.spread) if degrees else None
@@ -180,7 +185,8 @@ def build(
     if len(training) > 1:
         notes += [variants.about(group, need) for group, need in zip(training, needs, strict=True)]
     coding = plan_coding(config, chosen, [group.program for group in groups])
-    return Plant(config, chosen, data, federation, kit, engine, board, radio, need, needs, tuple(notes), *names, coding)
+    built = (kit, engine, board, radio, need, needs, tuple(notes), *names, coding, after)
+    return Plant(config, chosen, data, federation, *built)
 
 
 def _check_nopeek(config: Config, scheme: Scheme, data: Dataset) -> None:

@@ -45,6 +45,7 @@ class Use(IntEnum):
     ABSENCE = 14
     SPEED = 15
     TOKEN = 16
+    DRIFT = 17
 
 
 class Key(NamedTuple):

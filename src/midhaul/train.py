@@ -26,6 +26,7 @@ from midhaul.models import count
 from midhaul.plant import Plant, build, settle
 from midhaul.runtime.asynchronous import Asynchronous
 from midhaul.runtime.coding import AsDelivered
+from midhaul.runtime.drift import Watch
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.over_link import Ledger, OverLink
 from midhaul.runtime.participation import Participation
@@ -105,6 +106,8 @@ class _Run:
         there = Participation(over_link, plant.kit, keeps_stragglers=plant.scheme.keeps_stragglers)
         self.flying = None if config.fleet.mode == "synchronous" else Asynchronous(there, plant.kit)
         self.fleet = self.flying or there
+        self.there = there
+        self.watch = None if config.fleet.detector == "none" else Watch(config.fleet)
         coder = plant.coding.coders[Kind.ACTIVATIONS]
         self.tested = AsDelivered(plant.engine, coder, config.scheme.batch) if coder else plant.engine
         self.wall_s, self.train_s = 0.0, 0.0
@@ -135,6 +138,10 @@ class _Run:
                 self.progress("rounds", done, config.run.rounds)
         for number in range(done + 1, config.run.rounds + 1):
             began = time.perf_counter()
+            if number == config.data.drift_round:
+                self._drift()
+            if self.watch is not None:
+                self.there.asking = self.watch.asking(number)
             server, metrics = scheme.round(server, self.fleet, self.plant.kit, self._key(number))
             _check_finite(server, number)
             self.train_s += time.perf_counter() - began
@@ -155,14 +162,23 @@ class _Run:
     def _evaluate(self, server: Server, number: int) -> Summary:
         """Tests, over no link: measuring is not part of what a deployment sends. Coded activations are tested coded."""
         plant, key = self.plant, self._key(number)
-        self.scores = _scores(plant.scheme.evaluate(server, self.tested, plant.kit, key), plant)
+        tested = plant.scheme.evaluate(server, self.tested, plant.kit, key)
+        self.scores = _scores(tested, plant)
+        if self.watch is not None and number:
+            self.watch.see(tested, number)
         self.scores["large_accuracy"] = None
         if plant.scheme.evaluate_large is not None:
             # A board is not asked for its test rows: the simulation has them.
             fleet = plant.engine.simulated if isinstance(plant.engine, Firmware) else self.tested
-            tested = plant.scheme.evaluate_large(server, fleet, plant.kit, key)
-            self.scores["large_accuracy"] = float(tested.metrics["correct"].sum() / tested.metrics["rows"].sum())
+            large = plant.scheme.evaluate_large(server, fleet, plant.kit, key)
+            self.scores["large_accuracy"] = float(large.metrics["correct"].sum() / large.metrics["rows"].sum())
         return self.scores
+
+    def _drift(self) -> None:
+        """Gives the devices the rows that they have from now on."""
+        assert self.plant.after is not None
+        assert not isinstance(self.plant.engine, Firmware)
+        self.plant.engine.shift(self.plant.after)
 
     def _resume(self) -> Checkpoint | None:
         assert self.out is not None
@@ -185,6 +201,10 @@ class _Run:
                 self.firmware.events = [dict(event) for event in scalars["device_events"]]
         except (KeyError, TypeError, ValueError):
             raise CheckpointError("the checkpoint lacks a part that this version needs; start the run anew") from None
+        if self.watch is not None:
+            self.watch.restore(scalars.get("watch", {}))
+        if 0 < self.plant.config.data.drift_round <= found.round:
+            self._drift()
         self.plant.engine.restore(found.devices)
         self.plant.coding.restore({n: v for n, v in found.link.items() if not n.startswith(_FLIGHT)})
         if self.flying is not None:
@@ -210,6 +230,8 @@ class _Run:
             "metrics_bytes": (self.out / "metrics.jsonl").stat().st_size,
         }
         devices = self.plant.engine.dump()
+        if self.watch is not None:
+            scalars["watch"] = self.watch.dump()
         if self.firmware is not None:
             scalars["device_events"] = self.firmware.events
         link = self.plant.coding.dump()
@@ -232,6 +254,7 @@ class _Run:
             "simulated_seconds": ledger.simulated_seconds,
             "device_joules": ledger.device_joules,
             "absent": ledger.absent,
+            "drifted": [alarm["device"] for alarm in self._alarms() if alarm["round"] == number],
             "kinds": {"up": ledger.kinds_up, "down": ledger.kinds_down},
         }
         if self.out is not None:
@@ -242,6 +265,10 @@ class _Run:
                 raise ConfigError(
                     f"{self.out} can't be written ({error.strerror}); free space or choose another --out"
                 ) from None
+
+    def _alarms(self) -> list[dict[str, int]]:
+        """Gives when each device's detector fired."""
+        return self.watch.alarms if self.watch is not None else []
 
     def _finish(self, server: Server) -> Summary:
         devices = {name: value for name, value in self.plant.engine.dump().items() if not name.startswith("momentum/")}
@@ -298,6 +325,7 @@ class _Run:
             "absent": ledger.absent,
             "refused_replies": ledger.refused + sum(event["what"] == "refused" for event in events),
             "device_events": events,
+            "drift_alarms": self._alarms(),
             "device_stats": stats,
             "refused_rows": len(plant.dataset.refused),
             "num_train_rows": sum(len(rows) for rows in plant.federation.train),

@@ -295,7 +295,7 @@ def _need(
             spec=work.train if work.op == Op.FIT or work.train == "lora" else "none",
             cut=variant.cut if work.op in (Op.FORWARD, Op.BACKWARD) else "",
             batch=cfg.batch or 1,
-            num_rows=num_rows,
+            num_rows=num_rows + config.fleet.replay,
             momentum=cfg.momentum > 0.0,
             keeps_start=config.privacy.clip > 0.0 or (scheme.name == "fedprox" and cfg.proximal_mu > 0.0),
             learning=work.learning,
@@ -317,7 +317,13 @@ def _need(
                 resident_bytes=max(need.sram_bytes for need in needs) - budget.runtime_sram_bytes(board),
             )
         )
-    flash = max(need.flash_bytes for need in needs)
+    memory = budget.replay_bytes(shape, config.fleet.replay)
+    flash = max(need.flash_bytes for need in needs) + memory
+    if memory and enforce and flash > board.flash_bytes:
+        raise BudgetError(
+            f"{model} and a replay memory of {config.fleet.replay} rows ({memory:,} B) need {flash:,} B of flash on "
+            f"{board.name} ({board.flash_bytes:,} B); lower fleet.replay or choose a larger board"
+        )
     most = max(needs, key=lambda need: need.sram_bytes)
     return dataclasses.replace(most, flash_bytes=flash)
 

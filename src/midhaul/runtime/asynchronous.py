@@ -65,6 +65,10 @@ class Asynchronous:
         return self.fleet.devices
 
     @property
+    def asking(self) -> frozenset[int]:
+        return self.fleet.asking
+
+    @property
     def test_devices(self) -> tuple[int, ...]:
         return self.fleet.test_devices
 

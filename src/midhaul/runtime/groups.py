@@ -58,6 +58,12 @@ class Groups:
         """Does the parts one after another."""
         return [self.exchange(message, key=key, devices=devices) for message, devices in parts]
 
+    def shift(self, population: Population) -> None:
+        """Gives the devices other rows, from now on."""
+        self.population = population
+        for engine in self.engines:
+            engine.shift(replace(population, members=engine.population.members))
+
     def dump(self) -> Tree:
         """Gives all that the devices remember between rounds, for a checkpoint: PART/ENGINE/REST."""
         whole: Tree = {}

@@ -44,6 +44,11 @@ class Loop:
         """Does the parts one after another."""
         return [self.exchange(message, key=key, devices=devices) for message, devices in parts]
 
+    def shift(self, population: Population) -> None:
+        """Gives the devices other rows, from now on."""
+        self.population = population
+        self.states = {d: replace(state, data=population.local(d), stash={}) for d, state in self.states.items()}
+
     def dump(self) -> Tree:
         """Gives all that the devices remember between rounds, for a checkpoint."""
         whole: Tree = {}

@@ -65,6 +65,7 @@ class Participation:
         self.ledger = fleet.ledger
         self.drops_stragglers = kit.cfg.drop_stragglers and not keeps_stragglers
         self.seconds: dict[int, tuple[float, float]] = {}
+        self.asking: frozenset[int] = frozenset()  # to be in every cohort
         self._round = -1
         self._late: frozenset[int] = frozenset()
         self._elapsed: dict[int, float] = {}  # of each device in this round
@@ -130,7 +131,7 @@ class Participation:
         """
         if not (self.kit.config.fleet.stragglers and key.round):
             return frozenset()
-        cohort = self.kit.cohort(self.fleet, key)
+        cohort = self.kit.cohort(self, key)
         order = rng.permutation(key._replace(use=int(rng.Use.WORK)), len(cohort))
         return frozenset(cohort[place] for place in order[: round(self.kit.config.fleet.stragglers * len(cohort))])
 

@@ -66,6 +66,11 @@ class Stacked:
         """Does the parts one after another."""
         return [self.exchange(message, key=key, devices=devices) for message, devices in parts]
 
+    def shift(self, population: Population) -> None:
+        """Gives the devices other rows, from now on."""
+        self.population = population
+        self.stash = {}
+
     def dump(self) -> Tree:
         """Gives all that the devices remember between rounds, for a checkpoint."""
         parts = {"base": self.base, "own": self.own, "momentum": self.momentum}
