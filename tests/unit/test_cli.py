@@ -99,6 +99,7 @@ def test_compare_makes_one_folder_a_scheme_and_seed(
 @pytest.mark.parametrize("name", SCHEMES)
 def test_every_scheme_runs_from_a_config(name: str, config: Path, tmp_path: Path) -> None:
     own = ["tiny.lora_rank=2"] if SCHEMES[name].adapters else []
+    own += ["data.partition=vertical", "data.public=0.0"] if SCHEMES[name].large == "joint" else []
     assert main(["run", str(config), *sets(f"scheme.name={name}", *own), "--out", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["scheme"] == name

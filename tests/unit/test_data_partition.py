@@ -231,7 +231,7 @@ def test_a_split_takes_its_share_of_every_class(num: int, share: float, classes:
 
 
 @given(
-    st.sampled_from([name for name in PARTITIONS if name not in ("natural", "dirichlet_by_class")]),
+    st.sampled_from([name for name in PARTITIONS if name not in ("natural", "dirichlet_by_class", "vertical")]),
     st.integers(1, 6),
     st.floats(0.01, 10.0),
     st.integers(0, 1000),
