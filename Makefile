@@ -22,7 +22,7 @@ $(READY): pyproject.toml
 		|| echo "tflite-micro can't be installed here: the tests of .tflite files are skipped" >&2
 	@touch $@
 
-demo: $(READY)  ## six schemes on data inside a dependency: a table and a report
+demo: $(READY)  ## seven schemes on data inside a dependency: a table and a report
 	rm -rf runs/demo
 	$(BIN)/midhaul compare examples/demo.toml --schemes local,pooled,fedavg,transfer,federated_transfer,split,federated_split --out runs/demo
 
