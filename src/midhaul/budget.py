@@ -16,6 +16,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -163,6 +164,7 @@ def plan(
     is_tail: bool = False,
     resident_bytes: int = 0,
     learning: Cost = PLAIN,
+    untraced: bool = False,
     compiler: str = footprint.DEFAULT,
 ) -> Budget:
     """Gives what an op needs.
@@ -175,8 +177,8 @@ def plan(
     nothing named trains all of it. `is_tail` is for BACKWARD of the last part of a U-shaped split, whose input
     [batch, ...] comes from the server and whose input's gradient goes back in its place. `resident_bytes` is SRAM that
     something else keeps all the while, such as the other part of a U shape. `learning` is what the rule that a device
-    trains by takes beside plain SGD (`midhaul.rules`); the device runtime has no such rule yet. `compiler`, gcc or zig,
-    is what the firmware is built by; instructions are gcc's.
+    trains by takes beside plain SGD (`midhaul.rules`); the device runtime has no such rule yet. `untraced` leaves
+    activations out. `compiler`, gcc or zig, is what the firmware is built by; instructions are gcc's.
     Raises: BudgetError for a model that can't be traced, SliceError for a cut or a name that the model lacks.
     """
     if batch < 1 or num_examples < 0 or num_rows < 0:
@@ -193,7 +195,8 @@ def plan(
     if not is_tail:
         compiled, why = _compiled(uncut, input_shape, board, op, names, momentum, keeps_start, cut)
     if compiled is None:
-        steps = _steps(module, input_shape, op, names, batch, is_tail)
+        steps = [] if untraced else _steps(module, input_shape, op, names, batch, is_tail)
+        why = "its forward can't be traced, so the activations aren't counted" if untraced else why
         steps += _persistent(module, names, op, momentum, keeps_start, _end(steps))
         placed, blob_bytes = arena.place(steps), _weights_bytes(module)
     else:
@@ -314,7 +317,8 @@ def require(
     if op is Op.BACKWARD and spec == "lora":
         half = slices.cut(module, cut, input_shape)[0] if cut else module
         names = slices.names(half, spec, input_shape)
-    found = plan(
+    planned = partial(
+        plan,
         module,
         input_shape,
         board,
@@ -327,6 +331,12 @@ def require(
         learning=learning,
         cut=cut,
     )
+    try:
+        found = planned()
+    except BudgetError:
+        if enforce:
+            raise
+        found = planned(untraced=True)
     if found.fits or not enforce:
         return found
     subject = _subject(op, model, spec, cut)

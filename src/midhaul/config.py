@@ -281,6 +281,8 @@ class SchemeConfig:
     beside: str = option(
         "", "fedit, flora, flexlora, hetlora: what is trained and averaged beside the adapters: head, bias, layers:A,B"
     )
+    num_seeds: int = option(1024, "fedkseed: directions, a number each on the wire", low=1, high=4096)
+    seed_step: float = option(1e-3, "fedkseed: how far ahead and behind along a direction a loss is taken", above=0.0)
     rank_weight: str = option(
         "norm", "hetlora: a device weighs by the norm of its product, or by its examples", choices=("norm", "examples")
     )

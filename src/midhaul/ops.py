@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from midhaul import rng, rules, tree
+from midhaul import directions, rng, rules, tree
 from midhaul.errors import EngineError
 from midhaul.message import ROW_KINDS, Message, Op, Reply, Settings
 from midhaul.models import adapters, losses
@@ -132,6 +132,8 @@ def _fit(program: Program, state: State, message: Message, key: rng.Key) -> tupl
     settings = message.settings
     start = _parameters(program, state, message)
     data = _to_fit(state, message)
+    if settings.get("seeds"):
+        return state, _walk(program, start, data, message, key)
     end, metrics = _descend(program, start, data, message.tree.get("logits"), settings, key)
     sent = program.sendable(str(settings.get("send", "none")))
     if float(settings.get("clip", 0.0)):
@@ -140,6 +142,25 @@ def _fit(program: Program, state: State, message: Message, key: rng.Key) -> tupl
     kept = {name: end[name] for name in changed if name not in sent}
     state = replace(state, tree=_ordered(program, tree.merge(state.tree, kept)))
     return state, Reply({name: end[name] for name in sent}, float(len(data)), metrics)
+
+
+def _walk(program: Program, start: Tree, data: Examples, message: Message, key: rng.Key) -> Reply:
+    """Trains along directions that are only seeds; gives the slopes. The message has the slopes so far."""
+    settings = message.settings
+    whole = {name: value.double() for name, value in start.items()}
+    wide = Examples(data.x.double() if data.x.is_floating_point() else data.x, data.y)
+
+    def loss_of(weights: Tree, rows: Indices) -> Tensor:
+        picked = wide.at(rows)
+        logits, _ = program.call({**whole, **weights}, picked.x, training=True)
+        return row_losses(logits, picked.y, None, settings).mean()
+
+    first = tree.select(start, program.names(str(settings["train"])))
+    here = directions.walked(first, message.tree["g"], float(settings["lr"]), key.seed)
+    steps = list(batches(key, len(data), settings))
+    small, lr = float(settings["noise"]), float(settings["lr"])
+    _, slopes, loss = directions.walk(loss_of, here, steps, int(settings["seeds"]), small, lr, key)
+    return Reply({"g": slopes}, float(len(data)), {"rows": float(sum(map(len, steps))), "loss": loss})
 
 
 def _to_fit(state: State, message: Message) -> Examples:

@@ -46,6 +46,7 @@ class Use(IntEnum):
     SPEED = 15
     TOKEN = 16
     DRIFT = 17
+    DIRECTION = 18
 
 
 class Key(NamedTuple):

@@ -93,6 +93,8 @@ def cost(settings: Settings) -> Cost:
     """Gives what a rule takes of a device. `order` 2 takes a gradient and a product with the Hessian a step, which is
     two more passes, and keeps the weights of each inner step and the vector that is pulled back through them.
     """
+    if settings.get("seeds"):  # two forward passes of the three that a forward and a backward pass cost
+        return Cost(2.0 / 3.0)
     rule, steps = name_of(settings), int(settings.get("inner_steps", 1))
     wanted = float(settings.get("support", 0.0))
     batch = int(settings.get("batch", 0))

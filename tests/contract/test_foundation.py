@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from midhaul import plant, rng, tree
+from midhaul import directions, plant, rng, tree
 from midhaul.config import Config
 from midhaul.devices import profiles
 from midhaul.errors import ConfigError, ModelError
@@ -17,7 +17,7 @@ from midhaul.link import radio
 from midhaul.lora import Upload
 from midhaul.message import Message, Op
 from midhaul.models import adapters
-from midhaul.program import Population
+from midhaul.program import Population, Program
 from midhaul.runtime.over_link import Ledger, OverLink
 from midhaul.schemes import SCHEMES, federated_foundation
 from midhaul.server import Server
@@ -213,3 +213,67 @@ def test_an_adapter_that_doesnt_fit_is_refused() -> None:
         adapters.absorbed(program.module, kit.program.initial, wrong)
     with pytest.raises(ModelError, match="has no adapter at the layer 'middle'"):
         adapters.absorbed(program.module, kit.program.initial, {"middle.lora_a": torch.zeros(2, 5)})
+
+
+def a_step(program: Program, weights: Tree, x: torch.Tensor, y: torch.Tensor) -> float:
+    logits = torch.func.functional_call(program.module, weights, (x.double(),))
+    return float(torch.nn.functional.cross_entropy(logits, y))
+
+
+@BOTH
+def test_fedkseeds_model_is_the_devices_own_rebuilt_from_scalars(on: str) -> None:
+    """One device: its steps done here one after another, with no scalar summed, end where the server's model is."""
+    scheme = SCHEMES["fedkseed"]
+    kit, program, population = setting(scheme)
+    alone = replace(population, train=population.train[1:2])
+    fleet = engine(on, program, alone)
+    server = scheme.init(fleet, kit, START)
+    now = tree.map(program.initial, lambda value: value.double())
+    rows = population.train[1]
+    for number in (1, 2, 3):
+        server, _ = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
+        orders = [rng.permutation(rng.key(0, number, 0, rng.Use.BATCH).at(epoch), 7) for epoch in range(2)]
+        for order, seed in zip(orders, directions.picked(rng.key(0, number, 0, rng.Use.BATCH), 2, 64), strict=True):
+            way = directions.direction(0, seed, now)
+            x, y = population.x[rows[order]], population.y[rows[order]]
+            ahead, behind = (a_step(program, tree.add(now, way, alpha=far), x, y) for far in (1e-3, -1e-3))
+            now = tree.add(now, way, alpha=-0.02 * (ahead - behind) / 2e-3)
+    assert tree.largest_difference(server.tree, now) < 1e-6
+    assert tree.largest_difference(server.tree, program.initial) > 1e-2
+    held = fleet.exchange(Message(Op.READ, settings={"send": "whole"}), key=FIRST).reply(0).tree
+    rebuilt = directions.walked(held, server.state["seeds"]["g"], 0.02, 0)
+    assert tree.largest_difference(tree.map(rebuilt, lambda value: value.float()), server.tree) == 0.0
+
+
+def test_a_slope_along_a_direction_is_the_gradient_times_it() -> None:
+    _, program, population = setting(SCHEMES["fedkseed"])
+    whole = tree.map(program.initial, lambda value: value.double().requires_grad_(True))
+    x, y = population.x[:20].double(), population.y[:20]
+    logits = torch.func.functional_call(program.module, whole, (x,))
+    true = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y), list(whole.values()))
+    for seed in (0, 1, 63):
+        way = directions.direction(0, seed, program.initial)
+        wanted = sum(float((slope * way[name]).sum()) for name, slope in zip(whole, true, strict=True))
+        start = tree.map(program.initial, lambda value: value.double())
+        ahead, behind = (a_step(program, tree.add(start, way, alpha=far), x, y) for far in (1e-6, -1e-6))
+        assert (ahead - behind) / 2e-6 == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_round_of_fedkseed_is_under_18_kilobytes_of_real_frames() -> None:
+    """Both ways, frames and all, with the 1,024 seeds of the default; the first LOAD of the model apart."""
+    scheme = SCHEMES["fedkseed"]
+    kit, program, population = setting(scheme, scheme_num_seeds=1024)
+    ledger = Ledger()
+    inner = engine("loop", program, two_devices(population))
+    fleet = OverLink(inner, program, profiles.get("stm32l4"), radio.get("ble"), loss=0.0, retries=0, ledger=ledger)
+    server = scheme.init(fleet, kit, START)
+    before = ledger.uplink_bytes + ledger.downlink_bytes
+    scheme.round(server, fleet, kit, FIRST)
+    spent = (ledger.uplink_bytes + ledger.downlink_bytes - before) / 2
+    assert 2 * 4 * 1024 < spent < 18_000
+
+
+def test_fedkseed_with_momentum_is_refused() -> None:
+    kit, program, population = setting(SCHEMES["fedkseed"], scheme_momentum=0.5)
+    with pytest.raises(ConfigError, match="fedkseed has no momentum"):
+        SCHEMES["fedkseed"].init(engine("loop", program, population), kit, START)

@@ -8,11 +8,11 @@ import midhaul
 ROOT = Path(midhaul.__file__).parent
 LAYERS = (
     {"errors"},
-    {"tree", "units", "rng", "config", "net"},
+    {"tree", "units", "rng", "config", "net", "hub"},
     {"message"},
     {"data", "models", "devices", "link", "privacy"},
     {"program"},
-    {"rules"},
+    {"rules", "directions"},
     {"ops", "budget", "fleet"},
     {"server"},
     {"hints", "sparse"},

@@ -150,7 +150,9 @@ def test_an_encoder_is_loaded_without_its_code_and_must_know_the_tokens(monkeypa
 
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoModel=AutoModel))
     module = large.build("hf:some/encoder", (6,), 3, vocabulary=30)
-    assert asked == {"name": "some/encoder", "use_safetensors": True, "trust_remote_code": False}
+    assert asked == {
+        "name": "some/encoder", "use_safetensors": True, "trust_remote_code": False, "attn_implementation": "eager",
+    }  # fmt: skip
     assert (module.head.in_features, module.padding) == (4, -1)
     with pytest.raises(ModelError, match="have 31 tokens, but the model hf:some/encoder knows 30"):
         large.build("hf:some/encoder", (6,), 3, vocabulary=31)

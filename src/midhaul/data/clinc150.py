@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from midhaul import hub
 from midhaul.data import sources
 from midhaul.data.dataset import Dataset, Refused
 from midhaul.data.sources import Description, File, Part
@@ -65,12 +66,13 @@ def load(
     """Gives the sentences by domain; held out: the publisher's test set.
 
     Shapes: features "bag": x [N, dimension] float32, the counts of hashed words, each sentence of norm 1; "tokens":
-    x [N, 24] int64, hashed words 1..dimension-1 and 0 behind the last word. `validation` adds the 3,000 validation
-    sentences to the training rows; `out_of_scope` adds the sentences of no intent as a 151st class and a domain.
+    x [N, 24] int64, hashed words 1..dimension-1 and 0 behind the last word; "hf:NAME": x [N, 24] int64, the tokens of
+    that model's own tokenizer and its padding. `validation` adds the 3,000 validation sentences to the training rows;
+    `out_of_scope` adds the sentences of no intent as a 151st class and a domain.
     Raises: ConfigError for other features or a dimension below 2.
     """
-    if features not in ("bag", "tokens"):
-        raise ConfigError(f"clinc150: features is {features!r}; it must be 'bag' or 'tokens'")
+    if features not in ("bag", "tokens") and not features.startswith("hf:"):
+        raise ConfigError(f"clinc150: features is {features!r}; it must be 'bag' or 'tokens', or 'hf:' and a model")
     if not 2 <= dimension <= 1_000_000:
         raise ConfigError(f"clinc150: dimension is {dimension}; it must lie in 2..1000000")
     sentences = json.loads(sources.read(FILE, folder))
@@ -105,10 +107,11 @@ def build(
         )
         for place in sorted(set(range(1, len(rows) + 1)) - {place + 1 for place in sound})
     ]
-    tokens = [hashed(rows[place][0], dimension if features == "bag" else dimension - 1) for place in sound]
+    texts = [rows[place][0] for place in sound]
+    x, vocabulary = _features(texts, features, dimension)
     return Dataset(
         name="clinc150",
-        x=_bag(tokens, dimension) if features == "bag" else _padded(tokens),
+        x=x,
         y=np.array([class_names.index(rows[place][1]) for place in sound], np.int64),
         device=np.array([device_names.index(domain_of[rows[place][1]]) for place in sound], np.int64),
         device_names=device_names,
@@ -120,8 +123,32 @@ def build(
         key=DESCRIPTION.key,
         num_read=len(rows),
         refused=tuple(refused),
-        vocabulary=0 if features == "bag" else dimension,
+        vocabulary=vocabulary,
     )
+
+
+def _features(texts: list[str], features: str, dimension: int) -> tuple[npt.NDArray[Any], int]:
+    """Gives the rows, and how many tokens there are; 0 where they are no tokens."""
+    if features.startswith("hf:"):
+        return tokenised(texts, features[3:])
+    tokens = [hashed(text, dimension if features == "bag" else dimension - 1) for text in texts]
+    return (_bag(tokens, dimension), 0) if features == "bag" else (_padded(tokens), dimension)
+
+
+def tokenised(texts: list[str], name: str) -> tuple[npt.NDArray[np.int64], int]:
+    """Gives the tokens of a Hugging Face model's own tokenizer, and how many it knows. Shapes: [N, 24].
+
+    Raises: DependencyError without transformers; DataError for a tokenizer that can't be had or that has no padding.
+    """
+    auto, place = hub.transformers(f"the tokenizer hf:{name}").AutoTokenizer, hub.place(name)
+    try:
+        tokenizer = auto.from_pretrained(place, trust_remote_code=False)
+        found = tokenizer(texts, max_length=LENGTH, truncation=True, padding="max_length")["input_ids"]
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the tokenizer hf:{name} can't be used ({' '.join(str(error).split())}); check its name"
+        ) from None
+    return np.array(found, np.int64), len(tokenizer)
 
 
 def words(text: str) -> list[str]:

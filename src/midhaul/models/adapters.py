@@ -233,6 +233,7 @@ def _chosen(module: nn.Module, targets: str | Iterable[str]) -> list[str]:
     named: list[str] = []
     for target in targets.split(",") if isinstance(targets, str) else targets:
         found = fnmatch.filter(layers, target.strip())
+        found = [name for name in found if _fits(layers[name])] if "*" in target else found
         if not found:
             raise ModelError(f"{type(module).__name__} has no layer {target!r}{nearest(target, layers)}")
         named += [name for name in found if name not in named]

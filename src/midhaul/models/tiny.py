@@ -9,18 +9,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from midhaul.errors import ModelError
-from midhaul.models import eegnet, entry, mlperf
+from midhaul.models import eegnet, entry, mlperf, pretrained
 from midhaul.models.entry import Entry, Shape, size, sizes
 
 
 def build(name: str, input_shape: Shape, num_classes: int, **options: Any) -> nn.Module:
-    """Gives a tiny model, initialised as torch does it; call it inside `rng.torch_seed`.
+    """Gives a tiny model, initialised as torch does it; call it inside `rng.torch_seed`. `hf:NAME` is a model of
+    Hugging Face, for devices that hold a foundation model and tune its adapters.
 
-    Raises: ModelError for an unknown name or option, or an input shape that it doesn't take.
+    Raises: ModelError for an unknown name or option, or an input shape that it doesn't take; DependencyError for `hf:`
+    without transformers.
 
     >>> sum(p.numel() for p in build("linear", (8, 8), 10).parameters())
     650
     """
+    if name.startswith("hf:"):
+        return pretrained.build(name[3:], tuple(input_shape), num_classes, **options)
     return entry.build(TINY, "tiny", name, input_shape, num_classes, options)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from midhaul import ops, rng, rules, tree
+from midhaul import directions, ops, rng, rules, tree
 from midhaul.errors import EngineError
 from midhaul.message import ROW_KINDS, Message, Op, Replies
 from midhaul.models import losses
@@ -72,6 +72,8 @@ class Chunk:
         return replies_of(self.devices, {name: self._stacked(name) for name in names}, None, self.counts, nothing)
 
     def fit(self) -> Replies:
+        if self.settings.get("seeds"):
+            return self._walk()
         soft = self.message.each.get("logits")
         if self.sent is not None:
             shared = self.message.tree.get("logits", self.sent[:0])
@@ -89,6 +91,47 @@ class Chunk:
             if name not in sent:
                 self.fleet.set_own(name, self.devices, whole[name])
         return replies_of(self.devices, {name: whole[name] for name in sent}, None, self.counts, metrics)
+
+    def _walk(self) -> Replies:
+        """Trains every device along directions that are only seeds; gives the slopes [D, K]."""
+        settings, num_seeds = self.settings, int(self.settings["seeds"])
+        small, lr = float(settings["noise"]), float(settings["lr"])
+        plans = [self._plan(place) for place in range(len(self.devices))]
+        order = sorted(range(len(plans)), key=lambda place: -len(plans[place]))
+        plans = [plans[place] for place in order]
+        names = self.program.names(str(settings["train"]))
+        held = {name: self._stacked(name)[order] for name in names}
+        now = directions.walked(held, self.message.tree["g"], lr, self.key.seed, tree.row(held, 0))
+        shared = tree.map(tree.without(self.shared, names), Tensor.double)
+        fixed = {name: value[order].double() for name, value in self.each.items() if name not in now}
+        keys = [rng.key(self.key.seed, self.key.round, self.devices[p], rng.Use.DIRECTION) for p in order]
+        picks = [directions.picked(key, len(plan), num_seeds) for key, plan in zip(keys, plans, strict=True)]
+        slopes, total = torch.zeros(len(plans), num_seeds, dtype=torch.float64), torch.zeros(len(plans)).double()
+
+        def both(weights: Tree, way: Tree, others: Tree, part: tuple[Any, ...]) -> tuple[Tensor, ...]:
+            ends = (tree.add(weights, way, alpha=sign) for sign in (small, -small))
+            return tuple(self._loss({**shared, **others}, end, part)[0] for end in ends)
+
+        for number in range(len(plans[0]) if plans else 0):
+            at = [plan[number] for plan in plans if len(plan) > number]
+            num, chosen = len(at), [pick[number] for pick in picks[: len(at)]]
+            x, *rest = self._part(order[:num], at, None)
+            part = (x.double() if x.is_floating_point() else x, *rest)
+            first = _first(now, num)
+            way = tree.stack([directions.direction(self.key.seed, j, tree.row(first, 0)) for j in chosen])
+            with torch.no_grad():
+                up, down = vmap(both)(first, way, _first(fixed, num), part)
+            slope = (up - down) / (2.0 * small)
+            for name, value in now.items():
+                step = lr * slope.reshape(-1, *[1] * (value.dim() - 1)) * way[name]
+                now[name] = torch.cat([value[:num] - step, value[num:]])
+            slopes[torch.arange(num), torch.tensor(chosen)] += slope
+            total[:num] += 0.5 * (up + down) * torch.tensor([len(rows) for rows in at])
+        seen = torch.tensor([float(sum(map(len, plan))) for plan in plans], dtype=torch.float64)
+        back = torch.argsort(torch.tensor(order))
+        metrics = {"rows": seen[back], "loss": (total / seen.clamp(min=1.0))[back]}
+        numbers = [np.arange(num_seeds)] * len(plans)
+        return replies_of(self.devices, {"g": slopes[back].float()}, numbers, self.counts, metrics)
 
     def adapt(self) -> Replies:
         if any(self.counts):

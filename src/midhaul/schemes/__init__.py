@@ -25,6 +25,7 @@ from midhaul.schemes.stacked_adapters import FLORA
 from midhaul.schemes.transfer import TRANSFER
 from midhaul.schemes.vertical import VERTICAL
 from midhaul.schemes.width import FEDROLEX, HETEROFL
+from midhaul.schemes.zeroth_order import FEDKSEED
 
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
@@ -68,6 +69,7 @@ SCHEMES: dict[str, Scheme] = {
         FLORA,
         FLEXLORA,
         HETLORA,
+        FEDKSEED,
         CO_LEARNING,
         CO_LEARNING_LOGITS,
     )
