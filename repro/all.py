@@ -23,6 +23,7 @@ MODULES = tuple(
         "fedprox_synthetic",
         "heterofl_mnist",
         "har",
+        "two_way",
         "asynchronous",
         "cascade",
         "splitfed_fashion",

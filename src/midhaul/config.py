@@ -194,10 +194,12 @@ class SchemeConfig:
     beta2: float = option(0.99, "fedadam: decay of the second moment", low=0.0, high=0.9999)
     tau: float = option(1e-3, "fedadam: adaptivity", above=0.0)
     drop_stragglers: bool = option(True, "leave out stragglers; false: take what they did, as fedprox always does")
-    temperature: float = option(3.0, "transfer: temperature of the distillation", above=0.0)
+    temperature: float = option(3.0, "transfer, feddf, fedmd, co_learning: temperature of the distillation", above=0.0)
     soft_weight: float = option(0.7, "transfer: weight of the teacher against the labels", low=0.0, high=1.0)
     distill_epochs: int = option(30, "transfer: epochs of the distillation on public data", low=0)
-    distill_lr: float = option(2e-3, "transfer: the server's learning rate for the tiny model", above=0.0)
+    distill_lr: float = option(
+        2e-3, "transfer, feddf, co_learning: the server's learning rate for the tiny model", above=0.0
+    )
     distill: str = option(
         "logits",
         "what the large model teaches: its logits (Hinton), or first features of a layer in its middle (FitNets)",
