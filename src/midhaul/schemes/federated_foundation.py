@@ -21,7 +21,7 @@ from midhaul import rng, tree
 from midhaul.config import SchemeConfig
 from midhaul.errors import ConfigError
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme
+from midhaul.kit import PROPERTIES, Kit, Scheme
 from midhaul.lora import Upload, evaluate, init, sliced, train_adapters, work
 from midhaul.models import adapters
 from midhaul.server import Server
@@ -85,6 +85,7 @@ FEDIT = _kin(
     source="Zhang et al. 2024",
     init=init_alike,
     round=partial(round, merge=averaged),
+    admits=PROPERTIES,
 )
 FLEXLORA = _kin(
     name="flexlora",

@@ -77,7 +77,14 @@ def work_reptile(cfg: SchemeConfig) -> tuple[Work, ...]:
     return (Work(Op.FIT, "whole"), Work(Op.PREDICT))
 
 
-_kin = partial(Scheme, family="FML", direction="tiny to tiny", init=init, engines=("loop", "stacked"))
+_kin = partial(
+    Scheme,
+    family="FML",
+    direction="tiny to tiny",
+    init=init,
+    engines=("loop", "stacked"),
+    admits=("cohort", "dropout", "asynchronous"),
+)
 
 
 def _maml(name: str, title: str, source: str, *, inner: str, order: int) -> Scheme:
@@ -103,4 +110,5 @@ REPTILE = _kin(
     round=round_reptile,
     evaluate=partial(evaluate, inner="whole"),
     work=work_reptile,
+    admits=("cohort", "stragglers", "dropout", "asynchronous"),
 )

@@ -15,7 +15,7 @@ from midhaul import rng, tree
 from midhaul import server as site
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme, Work, evaluate_large, evaluate_shared, learned, load_all, mean_loss
+from midhaul.kit import PROPERTIES, Kit, Scheme, Work, evaluate_large, evaluate_shared, learned, load_all, mean_loss
 from midhaul.message import Op, Replies
 from midhaul.models import emulator
 from midhaul.server import Optimizer, Server
@@ -100,6 +100,6 @@ OFFSITE_TUNING = Scheme(
     large="teacher",
     needs_public=True,
     evaluate_large=evaluate_large,
-    admits=("cohort", "stragglers", "dropout", "weighting"),
+    admits=PROPERTIES,
     engines=("loop", "stacked"),
 )

@@ -94,7 +94,13 @@ def work_pfedme(cfg: SchemeConfig) -> tuple[Work, ...]:
     return (Work(Op.FIT, "whole", rules.cost(envelope(cfg))), Work(Op.PREDICT))
 
 
-_kin = partial(Scheme, family="FML", direction="tiny to tiny", engines=("loop", "stacked"))
+_kin = partial(
+    Scheme,
+    family="FML",
+    direction="tiny to tiny",
+    engines=("loop", "stacked"),
+    admits=("cohort", "stragglers", "dropout", "asynchronous"),
+)
 PER_FEDAVG = _kin(
     name="per_fedavg",
     title="FedAvg of what adapts well, first order",
