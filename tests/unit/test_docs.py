@@ -12,6 +12,7 @@ import pytest
 
 from midhaul import config
 from midhaul.cli import _parser, main
+from midhaul.kit import PROPERTIES
 from midhaul.schemes import SCHEMES
 
 ROOT = Path(__file__).parents[2]
@@ -82,3 +83,19 @@ def test_nothing_names_this_machine() -> None:
     for path in [*PAGES, *(ROOT / "src").rglob("*.py"), *(ROOT / "examples").iterdir(), ROOT / "Makefile"]:
         for word in words:
             assert word not in path.read_text().lower(), f"{path.name} has {word}"
+
+
+def test_what_the_table_says_that_a_scheme_admits_is_so() -> None:
+    rows = [line for line in (ROOT / "docs" / "schemes.md").read_text().splitlines() if line.startswith("| ")]
+    head = next(place for place, line in enumerate(rows) if line.startswith("| schemes | "))
+    properties = [cell.strip() for cell in rows[head].split("|")[2:-1]]
+    assert tuple(properties) == PROPERTIES
+    told = {}
+    for line in rows[head + 1 :]:
+        names, *cells = (cell.strip() for cell in line.split("|")[1:-1])
+        if len(cells) != len(properties) or set(cells) - {"yes", ""}:
+            break
+        admitted = {p for p, cell in zip(properties, cells, strict=True) if cell}
+        told |= {name: admitted for name in re.findall(r"`(\w+)`", names)}
+    assert told
+    assert told == {name: set(SCHEMES[name].admits) for name in told}
