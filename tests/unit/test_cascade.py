@@ -21,7 +21,8 @@ from midhaul.config import Config
 from midhaul.devices import profiles
 from midhaul.errors import ConfigError, MidhaulError
 from midhaul.inference import exits, gate
-from midhaul.inference.cascade import _Made, cascade, goal
+from midhaul.inference.answers import Answers
+from midhaul.inference.cascade import cascade, goal
 from midhaul.inference.held import hear
 from midhaul.inference.stages import (
     NOBODY,
@@ -230,7 +231,7 @@ def test_goals_that_cannot_be(target: str, budget: str, words: str) -> None:
 
 def test_the_cascade_of_a_run_is_tiny_and_large_at_its_ends(federated: Path) -> None:
     heard = hear(federated)
-    made = _Made(heard)
+    made = Answers(heard)
     tiny, large = made.stages
     summary = json.loads((federated / "summary.json").read_text())
     module = heard.plant.kit.program.module
@@ -253,7 +254,7 @@ def test_features_behind_any_cut_are_the_whole_model(federated: Path) -> None:
     heard = hear(federated)
     large = heard.plant.kit.server_model()
     for cut in slices.cut_points(large, (1, 8, 8)):
-        made = _Made(hear(federated, ["inference.send=h", f"inference.cut={cut.name}"]))
+        made = Answers(hear(federated, ["inference.send=h", f"inference.cut={cut.name}"]))
         assert torch.equal(made.stages[-1].logits, predict(large, heard.server.large, heard.x)), cut.name
         assert made.stages[-1].up_bytes.tolist() == [36 + 6 + 8 + 4 * 32] * len(heard.y)
 
@@ -261,7 +262,7 @@ def test_features_behind_any_cut_are_the_whole_model(federated: Path) -> None:
 def test_a_split_runs_features_are_the_whole_split_model(split: Path) -> None:
     """Behind an exit at the cut, sending all is the split model as the run itself tested it."""
     heard = hear(split)
-    made = _Made(heard)
+    made = Answers(heard)
     first, behind = made.stages
     front, rear = heard.plant.kit.program.module, heard.plant.kit.server_model()
     h = torch.cat([
@@ -276,7 +277,7 @@ def test_a_split_runs_features_are_the_whole_split_model(split: Path) -> None:
 
 
 def test_an_early_exit_is_the_first_exit_or_the_full_model_at_its_ends(federated: Path) -> None:
-    made = _Made(hear(federated, ["inference.send=none", "inference.exit=fc1"]))
+    made = Answers(hear(federated, ["inference.send=none", "inference.exit=fc1"]))
     first, whole = made.stages
     scores = [gate.margin(first.logits)]
     early, late = (serve(made.stages, scores, [end]) for end in (0.0, 1.0))
@@ -476,7 +477,7 @@ def test_what_is_set_for_inference_changes_no_run(tmp_path: Path) -> None:
 
 
 def test_each_device_pays_what_its_own_board_and_radio_cost(tmp_path: Path) -> None:
-    made = _Made(hear(run(tmp_path / "run", "federated_transfer", fleet_board="stm32l4,nrf5340")))
+    made = Answers(hear(run(tmp_path / "run", "federated_transfer", fleet_board="stm32l4,nrf5340")))
     tiny, heard = made.stages[0], made.heard
     for group in heard.plant.kit.groups:
         own = np.isin(heard.device, group.devices)

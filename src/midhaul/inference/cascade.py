@@ -13,40 +13,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from midhaul import __version__, budget, checkpoint
+from midhaul import __version__, checkpoint
 from midhaul.data import Dataset
-from midhaul.errors import BudgetError, ConfigError, SliceError, nearest
-from midhaul.fleet import Group
-from midhaul.inference import exits, gate
+from midhaul.errors import ConfigError, nearest
+from midhaul.inference import gate
+from midhaul.inference.answers import Answers
 from midhaul.inference.gate import GATES, Floats
-from midhaul.inference.held import Heard, hear
-from midhaul.inference.stages import (
-    Ints,
-    Link,
-    Point,
-    Stage,
-    candidates,
-    joined,
-    on_device,
-    on_server,
-    point,
-    serve,
-    sweep,
-)
-from midhaul.message import Op
-from midhaul.models import count, slices
-from midhaul.server import predict
-from midhaul.tree import Tree
+from midhaul.inference.held import hear
+from midhaul.inference.stages import Ints, Point, Stage, candidates, point, serve, sweep
 from midhaul.units import format_joules, format_seconds
 
 FILE = "cascade.json"
@@ -187,154 +170,13 @@ def cascade(
     """
     wanted = wanted or goal()
     heard = hear(folder, changes, module=module, large_module=large_module, dataset=dataset)
-    made = _Made(heard)
+    made = Answers(heard)
     found = _choose(made, wanted)
     checkpoint.write(folder / FILE, json.dumps(found.to_table()).encode())
     return found
 
 
-class _Made:
-    """The stages of a run, and the ways to answer that have no threshold."""
-
-    def __init__(self, heard: Heard) -> None:
-        self.heard, self.plant = heard, heard.plant
-        self.config = heard.plant.config.inference
-        self.notes: list[str] = []
-        self.is_split = self.plant.scheme.part == "front"
-        self.sends = "h" if self.is_split and self.config.send == "x" else self.config.send
-        self.alone: list[tuple[str, list[Stage]]] = []
-        local = self._split_exit() if self.is_split else self._tiny()
-        remote = [] if self.sends == "none" else [self._remote()]
-        self.stages = [*local, *remote]
-        if len(self.stages) < 2:
-            raise ConfigError("with inference.send = none there is nobody to ask but an early exit: set inference.exit")
-
-    def _tiny(self) -> list[Stage]:
-        """Gives the tiny model's stages: an early exit if there is one, and the whole."""
-        heard, program = self.heard, self.plant.kit.program
-        whole = self._own(heard.said, lambda group: _macs(group.program.module, program.input_shape))
-        self.alone.append(("tiny alone", [whole]))
-        if not self.config.exit:
-            return [whole]
-        if program.personal or program.frozen:
-            raise ConfigError("an early exit isn't built for int8 bodies or personal batch norm; unset inference.exit")
-        front, _ = slices.cut(program.module, self.config.exit, program.input_shape)
-        public = predict(front, exits.own(front, heard.server.tree), self.plant.kit.public.x)
-        module, tree = exits.learn(public, self.plant.kit)
-        logits = torch.zeros_like(heard.said)
-        for device, own in heard.trees.items():
-            rows = torch.from_numpy(heard.device == device)
-            if bool(rows.any()):
-                logits[rows] = predict(module, tree, predict(front, exits.own(front, own), heard.x[rows]))
-        macs, before = _macs(program.module, program.input_shape), _macs(front, program.input_shape)
-        first = self._own(logits, lambda group: before + exits.macs(module, public))
-        self.alone.append(("exit alone", [first]))
-        return [first, self._own(heard.said, lambda group: macs - before)]
-
-    def _split_exit(self) -> list[Stage]:
-        """Gives the device half's stage: an exit at the cut, learned on public data."""
-        heard, program = self.heard, self.plant.kit.program
-        if program.personal:
-            raise ConfigError("an early exit isn't built for personal batch norm; run with tiny.norm = group")
-        public = predict(program.module, exits.own(program.module, heard.server.tree), self.plant.kit.public.x)
-        module, tree = exits.learn(public, self.plant.kit)
-        macs = _macs(program.module, program.input_shape) + exits.macs(module, public)
-        first = self._own(predict(module, tree, heard.said), lambda group: macs)
-        self.alone.append(("exit alone", [first]))
-        return [first]
-
-    def _remote(self) -> Stage:
-        """Gives the large model's stage, and notes the extreme points: everything sent as x, everything as h."""
-        heard, kit = self.heard, self.plant.kit
-        if self.plant.scheme.large == "none" or kit.large is None or not heard.server.large:
-            raise ConfigError(
-                f"the run of {self.plant.scheme.name} has no large model to ask; run a scheme that has one, such as "
-                "federated_transfer, or set inference.send=none and inference.exit"
-            )
-        if self.is_split:
-            before = _macs(kit.program.module, kit.program.input_shape)
-            rear, tree = kit.large, heard.server.large
-            self.alone.append(("large alone, h", [self._asked("h", heard.said, rear, tree, before)]))
-            return self._asked("h", heard.said, rear, tree, 0)
-        whole = self._asked("x", heard.x, kit.large, heard.server.large, 0)
-        self.alone.append(("large alone, x", [whole]))
-        try:
-            behind, by_itself = self._behind_cut(kit.large)
-        except (SliceError, BudgetError) as error:
-            if self.sends == "h":
-                raise
-            self.notes.append(f"Features aren't offloaded: {error}.")
-            return whole
-        self.alone.append(("large alone, h", [by_itself]))
-        return behind if self.sends == "h" else whole
-
-    def _behind_cut(self, large: nn.Module) -> tuple[Stage, Stage]:
-        """Gives the large model behind its cut: as the tiny model's next stage, and by itself."""
-        kit, tree = self.plant.kit, self.heard.server.large
-        shape = kit.program.input_shape
-        points = slices.cut_points(large, shape)
-        layer = self.config.cut or (kit.cfg.body_cut if kit.body_is_cut else points[0].name if points else "")
-        front, rear = slices.cut(large, layer, shape)
-        mine, behind = exits.own(front, tree), exits.own(rear, tree)
-        has_them = self._is_body(mine)
-        if not has_them:
-            self._fits(large, layer)
-        h, macs = predict(front, mine, self.heard.x), _macs(front, shape)
-        return self._asked("h", h, rear, behind, 0 if has_them else macs), self._asked("h", h, rear, behind, macs)
-
-    def _is_body(self, front: Tree) -> bool:
-        """Tells whether the tiny model's body is this very front, so that it has these features already."""
-        shared = self.heard.server.tree
-        return self.plant.kit.body_is_cut and all(
-            f"body.{name}" in shared and torch.equal(shared[f"body.{name}"], value) for name, value in front.items()
-        )
-
-    def _fits(self, large: nn.Module, layer: str) -> None:
-        """Refuses a front of the large model for which some board has no room beside the tiny model."""
-        plant, enforce = self.plant, self.plant.config.fleet.check
-        for group, need in zip(plant.kit.groups, plant.needs, strict=True):
-            shape, board = group.program.input_shape, group.board
-            more = budget.require(
-                large, shape, board, Op.FORWARD, model=plant.large_name, cut=layer, enforce=enforce
-            ).flash_bytes
-            if enforce and need.flash_bytes + more > board.flash_bytes:
-                raise BudgetError(
-                    f"the tiny model and the large one up to {layer!r} need {need.flash_bytes + more:,} B of flash on "
-                    f"{board.name}, which has {board.flash_bytes:,} B; cut it earlier or send x"
-                )
-
-    def _own(self, logits: Tensor, macs: Callable[[Group], int]) -> Stage:
-        """Gives a stage that each device computes on its own board."""
-        return joined([
-            (where, on_device(logits[torch.from_numpy(where)], macs(group), group.board))
-            for group, where in self._groups()
-        ])  # fmt: skip
-
-    def _asked(self, kind: str, rows: Tensor, module: nn.Module, tree: Tree, macs: int) -> Stage:
-        """Gives a stage behind each device's own radio."""
-        model, served = partial(predict, module, tree), _macs(module, tuple(rows.shape[1:]))
-        link, device, answer = self.plant.config.link, self.heard.device, self.config.answer
-        parts = []
-        for group, where in self._groups():
-            loss = group.radio.loss if link.loss < 0 else link.loss
-            between = Link(group.radio, loss, link.retries, self.plant.config.run.seed, 1e9 * self.config.server_gmacs)
-            some = rows[torch.from_numpy(where)]
-            stage = on_server(
-                kind, some, device[where], model, served, between, answer=answer, macs=macs, board=group.board
-            )
-            parts.append((where, stage))
-        return joined(parts)
-
-    def _groups(self) -> list[tuple[Group, Ints]]:
-        """Gives the groups of devices that have queries, and which these are."""
-        each = [
-            (group, np.flatnonzero(np.isin(self.heard.device, [*group.devices, *group.tests])))
-            for group in self.plant.kit.groups
-        ]
-        return [(group, where) for group, where in each if len(where)]
-
-
-def _choose(made: _Made, wanted: Goal) -> Cascade:
+def _choose(made: Answers, wanted: Goal) -> Cascade:
     """Gives the ways to answer on the test rows, their thresholds chosen on the calibration rows."""
     heard, stages = made.heard, made.stages
     calibrate, test = np.flatnonzero(heard.calibrates), np.flatnonzero(~heard.calibrates)
@@ -416,7 +258,7 @@ def _missed(wanted: Goal, least: float, reached: float, rows: Sequence[Row]) -> 
     return f"{wanted} is less than the device needs by itself, {cheapest:.3g} {wanted.what}; ask for more"
 
 
-def _about(made: _Made, calibrate: Ints, test: Ints) -> dict[str, Any]:
+def _about(made: Answers, calibrate: Ints, test: Ints) -> dict[str, Any]:
     heard, plant, config = made.heard, made.plant, made.config
     mixed = set(heard.device[calibrate].tolist()) & set(heard.device[test].tolist())
     return {
@@ -434,10 +276,6 @@ def _about(made: _Made, calibrate: Ints, test: Ints) -> dict[str, Any]:
         "test_rows": len(test),
         "apart": "other rows of the same devices" if mixed else "of other devices",
     }
-
-
-def _macs(module: nn.Module, shape: tuple[int, ...]) -> int:
-    return sum(layer.macs for layer in count.layers(module, shape))
 
 
 def _line(row: Row, is_chosen: bool) -> tuple[str, ...]:
