@@ -28,6 +28,7 @@ MODULES = tuple(
         "cascade",
         "splitfed_fashion",
         "fedgkt_digits",
+        "fedlite",
     )
     if find_spec(f"repro.{name}")
 )
