@@ -29,6 +29,9 @@ MODULES = tuple(
         "splitfed_fashion",
         "fedgkt_digits",
         "fedlite",
+        "reptile_sine",
+        "pfedme_mnist",
+        "meta_omniglot",
     )
     if find_spec(f"repro.{name}")
 )

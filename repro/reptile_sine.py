@@ -2,11 +2,12 @@
 
 Source: Nichol, Achiam and Schulman, "On first-order meta-learning algorithms", 2018, section 4 and figure 1, and the
 program that their blog post "Reptile: a scalable meta-learning algorithm" gives: waves of amplitude 0.1 to 5 and any
-phase on 50 places from -5 to 5, a network 1-64-64-1 with tanh, one wave an iteration, five steps of ten places each at
-0.02, and a step of the server of 0.1 that falls to nothing along a line (from memory).
+phase on 50 places from -5 to 5, a network 1-64-64-1 with tanh, five steps of ten places each at 0.02, and a step of the
+server that falls to nothing along a line (from memory).
 
-Each wave is a device, and an iteration a round with a cohort of one. A new device is given ten random places; its
-error is that on the 50 places, after 32 steps on the ten.
+Each wave is a device, and an iteration a round. The program has one wave an iteration and steps that begin at 0.1; here
+ten and 1.0, unless told otherwise. A new device is given ten random places; its error is that on the 50 places, after
+32 steps on the ten, and the figure is the mean over 1,000 new devices.
 """
 
 from __future__ import annotations
@@ -57,52 +58,55 @@ def network(seed: int) -> nn.Module:
         return nn.Sequential(OrderedDict([*layers, ("head", nn.Linear(64, 1))]))
 
 
-def errors(seed: int, rounds: int) -> tuple[float, float]:
-    """Trains for so many rounds; gives the mean squared error of the new devices after and before they adapt."""
+def errors(seed: int, rounds: int, cohort: int, step: float) -> tuple[float, float]:
+    """Trains for so many rounds; gives the mean and the median over the new devices of their squared errors."""
     config = Config().replace(
         scheme_name="reptile",
         scheme_loss="mse",
         scheme_batch=10,
         scheme_inner_lr=0.02,
         scheme_inner_steps=5,
-        scheme_meta_lr=0.1,
+        scheme_meta_lr=step,
         scheme_meta_anneal=True,
         scheme_adapt_epochs=32,
-        fleet_cohort=1 / TRAINING,
+        fleet_cohort=cohort / TRAINING,
         run_rounds=rounds,
         run_seed=seed,
     )
     scheme, population, program = SCHEMES["reptile"], waves(seed), Program(network(seed), (1,))
     kit = Kit(config, program, None, Examples(population.x[:0], population.y[:0]), 1, can_adapt=True)
-    fleet = Loop(program, population)
+    tester = Stacked(program, population)
+    fleet = Loop(program, population) if cohort == 1 else tester
     server = scheme.init(fleet, kit, rng.Key(seed, 0, rng.SERVER, 0))
     for number in range(1, rounds + 1):
         server, _ = scheme.round(server, fleet, kit, rng.Key(seed, number, rng.SERVER, 0))
-    tester, key = Stacked(program, population), rng.Key(seed, rounds, rng.SERVER, 0)
-    before = kit.config.replace(scheme_inner_lr=0.0)
-    kits = (kit, Kit(before, program, None, kit.public, 1, can_adapt=True))
-    after, start = (scheme.evaluate(server, tester, one, key).metrics["loss"].mean() for one in kits)
-    return float(after), float(start)
+    found = scheme.evaluate(server, tester, kit, rng.Key(seed, rounds, rng.SERVER, 0)).metrics["loss"]
+    return float(found.mean()), float(found.median())
 
 
 def main(arguments: Sequence[str] = ()) -> list[Row]:
     """Prints the error after each number of rounds, and whether it is as small as wanted."""
     parser = argparse.ArgumentParser(prog="python -m repro.reptile_sine", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0", help="seeds of the run")
-    parser.add_argument("--rounds", default="10000,30000", help="numbers of rounds, each a run of its own")
+    parser.add_argument("--rounds", default="5000", help="numbers of rounds, each a run of its own")
+    parser.add_argument("--cohort", type=int, default=10, help="waves in a round")
+    parser.add_argument("--step", type=float, default=1.0, help="the server's first step")
     chosen = parser.parse_args(arguments)
     print(f"Reptile, sine waves, {TRAINING} devices train, {NEW} new ones adapt in 32 steps on {SHOTS} samples\n")
-    print("| seed | rounds | squared error | before it adapts | wall |\n|---|---|---|---|---|")
+    print("| seed | rounds | waves a round | squared error | median | wall |\n|---|---|---|---|---|---|")
     rows = []
     for seed in (int(part) for part in chosen.seeds.split(",")):
         for rounds in (int(part) for part in chosen.rounds.split(",")):
             began = time.perf_counter()
-            after, before = errors(seed, rounds)
+            mean, median = errors(seed, rounds, chosen.cohort, chosen.step)
             took = time.perf_counter() - began
-            print(f"| {seed} | {rounds} | {after:.4f} | {before:.3f} | {took:.0f} s |", flush=True)
-            if rounds in TARGETS:
-                what, wanted = f"Reptile, sine, {rounds} rounds, seed {seed}", TARGETS[rounds]
-                rows.append(Row(what, f"squared error <= {wanted}", f"{after:.3f}", after <= wanted))
+            print(f"| {seed} | {rounds} | {chosen.cohort} | {mean:.4f} | {median:.4f} | {took:.0f} s |", flush=True)
+            for most, wanted in TARGETS.items():
+                if rounds <= most:
+                    target = f"squared error <= {wanted} within {most} rounds"
+                    rows.append(
+                        Row(f"Reptile, sine, seed {seed}", target, f"{mean:.3f} after {rounds}", mean <= wanted)
+                    )
     print("\n" + table(rows))
     return rows
 
