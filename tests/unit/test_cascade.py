@@ -290,7 +290,7 @@ def test_an_early_exit_is_the_first_exit_or_the_full_model_at_its_ends(federated
     assert (late.joules > early.joules).all()
 
 
-@pytest.mark.parametrize("scheme", ["transfer", "fedper", "fedrep"])
+@pytest.mark.parametrize("scheme", ["transfer", "sparse_transfer", "fedrep"])
 @pytest.mark.parametrize("engine", ["loop", "stacked"])
 def test_devices_answer_with_models_of_their_own(scheme: str, engine: str, tmp_path: Path) -> None:
     folder = run(tmp_path / "run", scheme, run_engine=engine)
@@ -439,7 +439,7 @@ def test_one_sentence_and_exit_code_2(
     [
         ("fedavg", "has no large model to ask"),
         ("pooled", "devices hold no model that answers"),
-        ("split_u", "cascades of a U shape aren't built"),
+        ("split_u", "isn't built for what split_u has on its devices (u) and its server (rear)"),
     ],
 )
 def test_runs_that_cannot_answer_together(

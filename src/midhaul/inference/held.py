@@ -33,6 +33,8 @@ from midhaul.plant import Plant
 from midhaul.server import Server
 from midhaul.tree import Tree
 
+# What lies on the devices and on the server, of the schemes whose answers can be listened to.
+_ASKED = (("whole", "none"), ("whole", "teacher"), ("front", "rear"))
 _FEW = 4  # with fewer test devices than this, rows are put aside and not devices
 
 
@@ -68,12 +70,13 @@ def hear(
     """
     plant, server = opened(folder, changes, module=module, large_module=large_module, dataset=dataset)
     config = plant.config
-    if plant.scheme.part == "u":
-        raise ConfigError(
-            f"in {plant.scheme.name} the last layers are on the device; cascades of a U shape aren't built"
-        )
     ear = _Ear(plant.engine, wants_trees=bool(config.inference.exit) and plant.scheme.part == "whole")
-    plant.scheme.evaluate(server, ear, plant.kit, rng.Key(config.run.seed, config.run.rounds, rng.SERVER, 0))
+    try:
+        plant.scheme.evaluate(server, ear, plant.kit, _key(config))
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder} lacks {error} of its checkpoint, which {plant.scheme.name} is tested with; run it anew"
+        ) from None
     kinds = len({id(group.program) for group in plant.kit.groups})
     if kinds > 1 and (plant.scheme.part == "front" or config.inference.exit):
         raise ConfigError(f"devices of this run hold {kinds} unlike models, for which cuts and exits aren't built here")
@@ -109,7 +112,16 @@ def opened(
         raise CheckpointError(f"{folder} is not the folder of a run that has ended; give one that `midhaul run` wrote")
     config = settings.from_table(settings.override(settings.read_table(kept), changes), where=str(kept))
     plant = plants.build(_simulated(config), module=module, large_module=large_module, dataset=dataset)
+    part, large = plant.scheme.part, plant.scheme.large
+    if (part, large) not in _ASKED:
+        raise ConfigError(
+            f"answering together isn't built for what {plant.scheme.name} has on its devices ({part}) and its server "
+            f"({large}); run a scheme with a whole tiny model, or a plain split one"
+        )
     server = Server(_saved(folder, "tiny"), _saved(folder, "large"))
+    found = checkpoint.load(folder / "checkpoint", lambda line: None)
+    if found is not None:  # what else a scheme's own test of its models looks at
+        server = replace(server, state=found.server.state, constant=found.server.constant)
     _restore(plant, server, _saved(folder, "devices"), folder)
     return plant, server
 
