@@ -85,6 +85,8 @@ def differences() -> Iterator[tuple[str, float]]:
         )
         for engine in ("loop", "stacked"):
             split = alone if engine == "loop" else trained("split", engine, 1, tiny, large)
+            coded = trained("split", engine, 1, tiny, large, link_activations="32bit", link_gradients="32bit")
+            yield f"SL coded in 32 bits = SL, {pair}, {engine}", tree.largest_difference(split, coded)
             for name, scheme in (("SplitFed V2", "federated_split"), ("SplitFed V1", "federated_split_v1")):
                 other = trained(scheme, engine, 1, tiny, large)
                 yield f"{name} of one device = SL, {pair}, {engine}", tree.largest_difference(split, other)

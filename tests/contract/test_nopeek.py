@@ -13,8 +13,10 @@ from midhaul import plant, rng, tree
 from midhaul.config import Config
 from midhaul.data import Dataset
 from midhaul.errors import ConfigError
-from midhaul.message import Message, Op
+from midhaul.message import Message, Op, Replies
 from midhaul.models import losses
+from midhaul.runtime.groups import Groups
+from midhaul.runtime.stacked import Stacked
 from midhaul.schemes import SCHEMES
 from midhaul.server import Server
 
@@ -45,6 +47,29 @@ def test_both_engines_learn_alike(name: str) -> None:
     (slow, _), (fast, _) = (run(name, on, 2, scheme_nopeek=0.5) for on in ("loop", "stacked"))
     assert tree.largest_difference(slow.tree, fast.tree) < 1e-5
     assert tree.largest_difference(slow.large, fast.large) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, scheme in SCHEMES.items() if any(w.op == Op.BACKWARD for w in scheme.work(Config().scheme))],
+)
+def test_every_scheme_that_steps_by_a_gradient_at_the_cut_heeds_it(name: str) -> None:
+    kit, program, population = setting(SCHEMES[name], scheme_epochs=1, scheme_nopeek=0.5)
+    seen = []
+
+    class Watching(Stacked):
+        def exchange(self, message: Message, **how: object) -> Replies:  # type: ignore[override]
+            seen.extend([message.settings.get("nopeek")] if message.op == Op.BACKWARD else [])
+            return super().exchange(message, **how)  # type: ignore[arg-type]
+
+    if len({id(group.program) for group in kit.groups}) > 1:
+        fleet = Groups(kit.groups, population, Watching)
+    else:
+        fleet = Watching(program, population)
+    server = SCHEMES[name].init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
+    SCHEMES[name].round(server, fleet, kit, rng.Key(0, 1, rng.SERVER, 0))
+    assert seen
+    assert set(seen) == {0.5}
 
 
 @BOTH

@@ -373,37 +373,41 @@ def kmeans(points: Doubles, num: int, key: rng.Key) -> tuple[Doubles, bits.Ints]
     """Gives `num` centroids of each group's points and the place of each point's nearest. A centroid that loses all its
     points stays where it is.
 
-    Shapes: points [R, P, M] -> [R, num, M], [R, P].
+    Shapes: points [R, P, M] -> [R, num, M], [R, P]. Means are taken in double precision, distances in single.
     """
-    centroids = np.stack(list(_seeds(points, num, key)), 1)
-    codes = _nearest(points, centroids)
+    scale = float(np.abs(points).max()) or 1.0
+    small = (points / scale).astype(np.float32)
+    centroids = points[np.arange(len(points))[:, None], np.stack(list(_seeds(small, num, key)), 1)]
+    codes = _nearest(small, centroids / scale)
     for _ in range(LLOYD_STEPS):
         owned = codes[:, None, :] == np.arange(num)[None, :, None]
         counts = owned.sum(2, keepdims=True)
         means = np.matmul(owned.astype(np.float64), points) / np.maximum(counts, 1)
         centroids = np.where(counts > 0, means, centroids)
-        before, codes = codes, _nearest(points, centroids)
+        before, codes = codes, _nearest(small, centroids / scale)
         if np.array_equal(before, codes):
             break
     return centroids, codes
 
 
-def _nearest(points: Doubles, centroids: Doubles) -> bits.Ints:
+def _nearest(points: Floats, centroids: Doubles) -> bits.Ints:
     """Gives the place of the nearest centroid: |p - c|^2 less |p|^2, which is the same for all. Shapes: [R, P]."""
-    products = np.matmul(points, centroids.transpose(0, 2, 1))
-    return np.asarray(np.argmin(np.square(centroids).sum(2)[:, None, :] - 2.0 * products, axis=2), np.int64)
+    places = centroids.astype(np.float32)
+    products = np.matmul(points, places.transpose(0, 2, 1))
+    return np.asarray(np.argmin(np.square(places).sum(2)[:, None, :] - 2.0 * products, axis=2), np.int64)
 
 
-def _seeds(points: Doubles, num: int, key: rng.Key) -> Iterator[Doubles]:
-    """Gives the first centroids, each drawn by the squared distance of the points from those before it."""
+def _seeds(points: Floats, num: int, key: rng.Key) -> Iterator[bits.Ints]:
+    """Gives which points are the first centroids, each drawn by its squared distance from those before. Shapes: [R]."""
     groups, last = np.arange(len(points)), points.shape[1] - 1
-    squares, weight = np.square(points).sum(2), np.ones(points.shape[:2])
-    distance = np.full(points.shape[:2], np.inf)
+    squares, weight = np.square(points).sum(2), np.ones(points.shape[:2], np.float32)
+    distance = np.full(points.shape[:2], np.inf, np.float32)
     for draws in rng.uniform(key, num * len(points)).reshape(num, -1):
-        reach = np.cumsum(weight, 1)
-        chosen = points[groups, np.minimum((reach <= draws[:, None] * reach[:, -1:]).sum(1), last)]
+        reach = np.cumsum(weight, 1, dtype=np.float64)
+        chosen = np.minimum((reach <= draws[:, None] * reach[:, -1:]).sum(1), last)
         yield chosen
-        away = squares - 2.0 * np.matmul(points, chosen[:, :, None])[:, :, 0] + np.square(chosen).sum(1)[:, None]
+        nearby = points[groups, chosen]
+        away = squares - 2.0 * np.matmul(points, nearby[:, :, None])[:, :, 0] + np.square(nearby).sum(1)[:, None]
         weight = distance = np.minimum(distance, np.maximum(away, 0.0))
 
 

@@ -35,7 +35,7 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
     if not len(there):
         return server, {}
     batches = {d: num_batches(cfg, num) for d, num in zip(there.devices, there.weight.tolist(), strict=True)}
-    down: Settings = {"lr": cfg.lr, "momentum": cfg.momentum, "weight_decay": cfg.weight_decay, "train": "lora"}
+    step: Settings = {**kit.step(), "train": "lora"}
     total, rows = 0.0, 0.0
     for epoch in range(cfg.epochs):
         for number in range(max(batches.values())):
@@ -46,7 +46,7 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
             server, g, loss = step_together(server, up, kit)
             total, rows = total + loss, rows + float(up.rows.sum())
             fleet.exchange(
-                Message(Op.BACKWARD, each={"g": g}, rows=up.rows, settings=down), devices=up.devices, key=key
+                Message(Op.BACKWARD, each={"g": g}, rows=up.rows, settings=step), devices=up.devices, key=key
             )
     back = fleet.exchange(Message(Op.READ, settings={"send": "lora"}), devices=there.devices, key=key)
     mean = tree.weighted_mean(back.tree, back.weight) if len(back) else {}
