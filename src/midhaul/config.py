@@ -290,15 +290,17 @@ class SchemeConfig:
     )
     adapt_epochs: int = option(5, "epochs that a held-out device adapts its own slice (data.adapt > 0)", low=1)
     exchange_rows: int = option(
-        0, "feddf, fedmd, co_learning: public rows that a round uses, drawn anew each round; 0: all", low=0
+        0, "feddf, fedmd, fedmkt, co_learning: public rows that a round uses, drawn anew each round; 0: all", low=0
     )
     exchange_epochs: int = option(
-        5, "feddf, fedmd, co_learning: epochs on the public rows in each distillation of a round; 0: none", low=0
+        5,
+        "feddf, fedmd, fedmkt, co_learning: epochs on public rows in each distillation of a round; 0: none",
+        low=0,
     )
     large_start: str = option(
         "self_supervised",
-        "feddf, fedmd, co_learning: how the models begin: as drawn, the large one self-supervised on public rows, or "
-        "both trained on public rows and their labels",
+        "feddf, fedmd, fedmkt, co_learning: how the models begin: as drawn, the large one self-supervised on public "
+        "rows, or both trained on public rows and their labels",
         choices=("drawn", "self_supervised", "labelled"),
     )
     large_weight: float = option(

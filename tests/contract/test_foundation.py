@@ -19,7 +19,7 @@ from midhaul.message import Message, Op
 from midhaul.models import adapters
 from midhaul.program import Population, Program
 from midhaul.runtime.over_link import Ledger, OverLink
-from midhaul.schemes import SCHEMES, federated_foundation
+from midhaul.schemes import SCHEMES, federated_foundation, mutual_transfer
 from midhaul.server import Server
 from midhaul.tree import Tree
 
@@ -277,3 +277,26 @@ def test_fedkseed_with_momentum_is_refused() -> None:
     kit, program, population = setting(SCHEMES["fedkseed"], scheme_momentum=0.5)
     with pytest.raises(ConfigError, match="fedkseed has no momentum"):
         SCHEMES["fedkseed"].init(engine("loop", program, population), kit, START)
+
+
+@BOTH
+def test_fedmkt_without_an_exchange_is_each_device_alone(on: str) -> None:
+    held = []
+    for name, changes in (("fedmkt", {"scheme_exchange_epochs": 0}), ("local", {}), ("fedmkt", {})):
+        scheme = SCHEMES[name]
+        kit, program, population = setting(scheme, **changes)
+        fleet = engine(on, program, population)
+        server = scheme.init(fleet, kit, START)
+        for number in (1, 2):
+            server, _ = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
+        held.append(fleet.exchange(Message(Op.READ, settings={"send": "whole"}), key=FIRST).tree)
+    assert tree.largest_difference(held[0], held[1]) == 0.0
+    assert tree.largest_difference(held[0], held[2]) > 1e-3
+
+
+def test_fedmkt_takes_each_row_from_whom_knows_it_best() -> None:
+    """The large model knows row 0, the second device row 1; on row 2 all are alike, and the own stays."""
+    own = torch.tensor([[9.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    said = torch.tensor([[[5.0, 0.0], [1.0, 0.0], [1.0, 1.0]], [[0.0, 5.0], [0.0, 7.0], [2.0, 2.0]]])
+    wanted = [[9.0, 0.0], [0.0, 7.0], [1.0, 1.0]]
+    assert mutual_transfer.best(own, said, torch.tensor([0, 1, 0])).tolist() == wanted

@@ -61,6 +61,7 @@ STYLES: dict[str, Style] = {
     "flora": Style("#0B6E69", "o", (7, 1.5, 2, 1.5)),
     "flexlora": Style("#5AA9A3", "D", (7, 1.5, 2, 1.5)),
     "fedkseed": Style("#7B4B94", "s", (7, 1.5, 2, 1.5)),
+    "fedmkt": Style("#A0446E", "s", (7, 1.5, 2, 1.5, 2, 1.5)),
     "hetlora": Style("#476F3A", "v", (7, 1.5, 2, 1.5)),
     "feddf": Style("#1B7F79", "v", (3, 1.5, 1, 1.5, 1, 1.5)),
     "fedmd": Style("#7F3C8D", "o", (3, 1.5, 1, 1.5, 1, 1.5)),

@@ -16,6 +16,7 @@ from midhaul.schemes.group_knowledge import FEDGKT
 from midhaul.schemes.group_split import GROUP_SPLIT
 from midhaul.schemes.local_loss_split import CSE_FSL
 from midhaul.schemes.mixed_split import FEDERATED_SPLIT_MIXED
+from midhaul.schemes.mutual_transfer import FEDMKT
 from midhaul.schemes.offsite_tuning import OFFSITE_TUNING
 from midhaul.schemes.personal_meta import PER_FEDAVG, PER_FEDAVG_HF, PFEDME
 from midhaul.schemes.sparse_transfer import SPARSE_TRANSFER
@@ -70,6 +71,7 @@ SCHEMES: dict[str, Scheme] = {
         FLEXLORA,
         HETLORA,
         FEDKSEED,
+        FEDMKT,
         CO_LEARNING,
         CO_LEARNING_LOGITS,
     )
