@@ -50,7 +50,7 @@ def check(scheme: Scheme, config: Config) -> None:
         raise ConfigError(f"{fleet.mode} waits for nobody, so fleet.round_deadline_s has no sense with it; set it to 0")
     drops = config.scheme.drop_stragglers and not scheme.keeps_stragglers
     if fleet.stragglers and not drops and config.scheme.epochs < 2:
-        raise ConfigError("a straggler does 1 to scheme.epochs - 1 epochs; set scheme.epochs to at least 2")
+        raise ConfigError("a straggler does some of its epochs, at least 1; set scheme.epochs to at least 2")
 
 
 class Participation:
