@@ -32,6 +32,7 @@ MODULES = tuple(
         "reptile_sine",
         "pfedme_mnist",
         "meta_omniglot",
+        "clinc_lora",
     )
     if find_spec(f"repro.{name}")
 )
