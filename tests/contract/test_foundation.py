@@ -274,9 +274,8 @@ def test_a_round_of_fedkseed_is_under_18_kilobytes_of_real_frames() -> None:
 
 
 def test_fedkseed_with_momentum_is_refused() -> None:
-    kit, program, population = setting(SCHEMES["fedkseed"], scheme_momentum=0.5)
     with pytest.raises(ConfigError, match="fedkseed has no momentum"):
-        SCHEMES["fedkseed"].init(engine("loop", program, population), kit, START)
+        plant.build(Config().replace(scheme_name="fedkseed", scheme_momentum=0.5))
 
 
 @BOTH

@@ -20,13 +20,17 @@ from midhaul.message import Kind, Op, Settings
 from midhaul.server import Server
 
 
-def init(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
-    """Every device is given the model, once. Raises: ConfigError for a setting that this descent doesn't have."""
+def check(kit: Kit) -> None:
+    """Refuses settings that this descent doesn't have. Raises: ConfigError."""
     if kit.cfg.momentum or kit.cfg.weight_decay or kit.config.privacy.clip or kit.program.personal:
         raise ConfigError(
             "fedkseed has no momentum, weight decay, clipping or personal norms: a round is only seeds and slopes; "
             "set scheme.momentum, scheme.weight_decay and privacy.clip to 0, and tiny.norm to group"
         )
+
+
+def init(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
+    """Every device is given the model, once."""
     load_all(fleet, kit.program.initial, key)
     return Server(kit.program.initial, state={"seeds": {"g": torch.zeros(kit.cfg.num_seeds)}})
 
@@ -60,6 +64,7 @@ FEDKSEED = Scheme(
     family="FFM",
     source="Qin et al. 2024",
     init=init,
+    check=check,
     round=round,
     evaluate=evaluate_shared,
     work=work,
