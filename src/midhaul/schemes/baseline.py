@@ -109,5 +109,5 @@ POOLED = Scheme(
     (Kind.EXAMPLES, Kind.LABELS),
     (),
     large="teacher",
-    admits=(),
+    admits=("cohort", "dropout"),  # as no round asks a device
 )
