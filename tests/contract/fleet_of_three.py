@@ -100,7 +100,7 @@ def setting(
         base |= {"scheme_lr": 0.3, "scheme_rank_weight": "examples"}
         base |= {"scheme_rank_mix": "2"} if scheme.name == "fedit" else {}
     if scheme.name == "fedkseed":
-        base |= {"scheme_num_seeds": 64, "scheme_momentum": 0.0, "scheme_lr": 0.02}
+        base |= {"scheme_num_seeds": 256, "scheme_momentum": 0.0, "scheme_lr": 0.02}
     config = Config().replace(**{**base, **changes})
     population = examples(own_test)
     shape = (FEATURES,)

@@ -233,15 +233,16 @@ def test_fedkseeds_model_is_the_devices_own_rebuilt_from_scalars(on: str) -> Non
     for number in (1, 2, 3):
         server, _ = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
         orders = [rng.permutation(rng.key(0, number, 0, rng.Use.BATCH).at(epoch), 7) for epoch in range(2)]
-        for order, seed in zip(orders, directions.picked(rng.key(0, number, 0, rng.Use.BATCH), 2, 64), strict=True):
+        picked = directions.picked(rng.key(0, number, 0, rng.Use.BATCH), 2, kit.cfg.num_seeds)
+        for order, seed in zip(orders, picked, strict=True):
             way = directions.direction(0, seed, now)
             x, y = population.x[rows[order]], population.y[rows[order]]
             ahead, behind = (a_step(program, tree.add(now, way, alpha=far), x, y) for far in (1e-3, -1e-3))
-            now = tree.add(now, way, alpha=-0.02 * (ahead - behind) / 2e-3)
+            now = tree.add(now, way, alpha=-kit.cfg.lr * (ahead - behind) / 2e-3)
     assert tree.largest_difference(server.tree, now) < 1e-6
     assert tree.largest_difference(server.tree, program.initial) > 1e-2
     held = fleet.exchange(Message(Op.READ, settings={"send": "whole"}), key=FIRST).reply(0).tree
-    rebuilt = directions.walked(held, server.state["seeds"]["g"], 0.02, 0)
+    rebuilt = directions.walked(held, server.state["seeds"]["g"], kit.cfg.lr, 0)
     assert tree.largest_difference(tree.map(rebuilt, lambda value: value.float()), server.tree) == 0.0
 
 

@@ -132,9 +132,9 @@ TWENTY = {
 @pytest.mark.parametrize("kind", ["host:", "unicorn:cortex-m4"])
 def test_a_run_of_twenty_says_what_happened_to_each(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two are unplugged and one is reset in mid-round: the run ends, and the summary and the report say so."""
-    # Written before the first round: a request for a session, HELLO, blob, rows, LOAD; in it FIT, rows, EVALUATE; then
-    # FIT and EVALUATE in each.
-    faults = {5: {9: "unplug"}, 14: {12: "unplug"}, 9: {11: "reset"}}
+    # Written before the first round: a request for a session, HELLO, blob, rows, LOAD, rows, EVALUATE; then
+    # FIT and EVALUATE in each round.
+    faults = {5: {10: "unplug"}, 14: {13: "unplug"}, 9: {12: "reset"}}
     opened: list[Faulty] = []
 
     def open_machine(address: str, **options: object) -> Faulty:
