@@ -342,11 +342,12 @@ def _boards(chosen: argparse.Namespace) -> None:
 
 def _schemes(chosen: argparse.Namespace) -> None:
     if chosen.json:
-        heads = ("scheme", "family", "what it is", "direction", "up", "down", "needs", "differ", "admits", "source")
+        facts_of = ("direction", "up", "down", "needs", "differ", "admits", "engines", "source")
+        heads = ("scheme", "family", "what it is", *facts_of)
         rows = [
             (
                 *(s.name, s.family, s.title, s.direction, ", ".join(s.up), ", ".join(s.down), s.needs),
-                *(s.differs, ", ".join(s.admits), s.source),
+                *(s.differs, ", ".join(s.admits), ", ".join(s.engines), s.source),
             )
             for s in SCHEMES.values()
         ]
@@ -362,6 +363,7 @@ def _schemes(chosen: argparse.Namespace) -> None:
             facts = {"direction": s.direction, "up": ", ".join(s.up), "down": ", ".join(s.down), "needs": s.needs}
             facts["devices differ in"] = s.differs
             facts["admits"] = "all of a run's properties" if set(s.admits) == set(PROPERTIES) else ", ".join(s.admits)
+            facts["engines"] = "" if "firmware" in s.engines else ", ".join(s.engines)
             told = "; ".join(f"{name}: {fact}" for name, fact in facts.items() if fact not in ("", "-", "none"))
             if told:
                 print(textwrap.fill(told, 80, initial_indent=" " * (width + 2), subsequent_indent=" " * (width + 2)))
