@@ -81,10 +81,10 @@ def build(rows: int, seed: int) -> tuple[Top, Dataset, int]:
     return Top(model.encoder.encoder.layer[-1], model.head), held, sum(p.numel() for p in model.parameters())
 
 
-def settings(rounds: int, seed: int) -> Config:
-    """Gives what the federated run is told. Its learning rate is a first guess: nothing was tuned."""
+def settings(rounds: int, seed: int, lr: float) -> Config:
+    """Gives what the federated run is told."""
     return Config().replace(
-        scheme_name="flexlora", scheme_beside="layers:head", scheme_lr=0.1, scheme_momentum=0.9, scheme_batch=16,
+        scheme_name="flexlora", scheme_beside="layers:head", scheme_lr=lr, scheme_momentum=0.9, scheme_batch=16,
         scheme_epochs=1, tiny_lora_rank=RANK, tiny_lora_targets="block*", data_partition="dirichlet", data_alpha=0.5,
         data_num_devices=50, data_test="held_out", fleet_board="rpi4", fleet_check=False, run_rounds=rounds,
         run_seed=seed, run_evaluate_every=5, run_engine="loop",
@@ -111,8 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--rows", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--lr", type=float, default=0.3, help="the devices' learning rate")
     given = parser.parse_args(arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"
     near, far, shares = [], [], []
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         print(f"seed {seed}: what lies below was computed in {time.perf_counter() - began:.0f} s", flush=True)
         near.append(100 * pooled(top, data, given.epochs, seed))
         print(f"seed {seed}: pooled {near[-1]:.1f} %, {time.perf_counter() - began:.0f} s", flush=True)
-        run = train.run(settings(given.rounds, seed), module=top, dataset=data).summary
+        run = train.run(settings(given.rounds, seed, given.lr), module=top, dataset=data).summary
         far.append(100 * run["accuracy"])
         first = 4 * sum(p.numel() for p in top.parameters())  # the block and the layer, which a device is given once
         moved = run["uplink_bytes"] + run["downlink_bytes"] - 50 * first
