@@ -1,4 +1,7 @@
-"""The command line: the only module that prints."""
+"""The command line: the only module that prints.
+
+Each command imports what it needs, so that help, and the refusal of a bad setting, wait for no tensor library.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tqdm import tqdm
-
-from midhaul import __version__, config, export, plant, provision, report, size, train
-from midhaul import data as datasets
+from midhaul import __version__, config
 from midhaul.config import Config
-from midhaul.devices import profiles
 from midhaul.errors import ConfigError, MidhaulError
-from midhaul.inference import cascade, text
-from midhaul.kit import PROPERTIES
-from midhaul.link import radio
-from midhaul.models import large, tiny
-from midhaul.schemes import SCHEMES
 from midhaul.units import format_bytes
 
 REFUSED = 2
@@ -143,9 +137,13 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 def _run(chosen: argparse.Namespace) -> None:
     settings = _config(chosen)
+    from midhaul import train
+
     out = chosen.out or Path("runs") / f"{chosen.config.stem}-{settings.scheme.name}-{settings.run.seed}"
     with _Progress(chosen.json) as progress:
         result = train.run(settings, out, resume=chosen.resume, tell=progress.tell, progress=progress)
+    from midhaul import report  # with its plots, when they are wanted: the first round need not wait for it
+
     page = report.write([out], out / "report.html")
     if chosen.json:
         print(json.dumps(result.summary, indent=2))
@@ -160,6 +158,8 @@ def _compare(chosen: argparse.Namespace) -> None:
     seeds = _whole_numbers(chosen.seeds, "--seeds") or [settings.run.seed]
     if not names:
         raise ConfigError("--schemes names no scheme; see `midhaul schemes`")
+    from midhaul import plant, train
+
     out = chosen.out or Path("runs") / chosen.config.stem
     jobs = [
         (out / f"{name}-seed{seed}", settings.replace(scheme_name=name, run_seed=seed))
@@ -176,6 +176,8 @@ def _compare(chosen: argparse.Namespace) -> None:
                 continue
             train.run(job, folder, resume=chosen.resume and folder.exists(), tell=progress.tell, progress=progress)
     folders = [folder for folder, _ in jobs]
+    from midhaul import report
+
     page = report.write(folders, out / "report.html")
     if chosen.json:
         print(json.dumps([json.loads((f / "summary.json").read_text(encoding="utf-8")) for f in folders], indent=2))
@@ -186,6 +188,8 @@ def _compare(chosen: argparse.Namespace) -> None:
 
 def _size(chosen: argparse.Namespace) -> None:
     if chosen.list or not chosen.model:
+        from midhaul.models import large, tiny
+
         rows = [
             (kind, name, entry.summary)
             for kind, known in (("tiny", tiny.TINY), ("large", large.LARGE))
@@ -194,6 +198,9 @@ def _size(chosen: argparse.Namespace) -> None:
         _show(chosen, ("kind", "model", "what it is"), rows)
         return
     shape = tuple(_whole_numbers(chosen.shape, "--shape"))
+    from midhaul import size
+    from midhaul.devices import profiles
+
     sheet = size.sheet(
         chosen.model,
         profiles.get(chosen.board),
@@ -212,6 +219,9 @@ def _size(chosen: argparse.Namespace) -> None:
 
 
 def _export(chosen: argparse.Namespace) -> None:
+    from midhaul import export
+    from midhaul.devices import profiles
+
     made = export.export(
         chosen.subject,
         profiles.get(chosen.board),
@@ -234,6 +244,9 @@ def _export(chosen: argparse.Namespace) -> None:
 
 
 def _firmware(chosen: argparse.Namespace) -> None:
+    from midhaul import provision
+    from midhaul.devices import profiles
+
     made = provision.firmware(
         profiles.get(chosen.board), chosen.out, port=chosen.port, address=chosen.address, keys=chosen.keys
     )
@@ -248,6 +261,9 @@ def _firmware(chosen: argparse.Namespace) -> None:
 
 
 def _cascade(chosen: argparse.Namespace) -> None:
+    from midhaul import report
+    from midhaul.inference import cascade
+
     found = cascade.cascade(chosen.run, cascade.goal(chosen.target, chosen.budget), chosen.set)
     page = report.write([chosen.run], chosen.run / "report.html")
     if chosen.json:
@@ -261,6 +277,8 @@ def _cascade(chosen: argparse.Namespace) -> None:
 
 
 def _decode(chosen: argparse.Namespace) -> None:
+    from midhaul.inference import text
+
     found = text.write(
         chosen.run,
         chosen.prompt,
@@ -279,6 +297,8 @@ def _decode(chosen: argparse.Namespace) -> None:
 
 
 def _data(chosen: argparse.Namespace) -> None:
+    from midhaul import data as datasets
+
     if chosen.what == "list":
         about = [(name, datasets.describe(name)) for name in datasets.names()]
         if chosen.json:
@@ -301,6 +321,8 @@ def _data(chosen: argparse.Namespace) -> None:
 
 def _boards(chosen: argparse.Namespace) -> None:
     if chosen.radios:
+        from midhaul.link import radio
+
         found = [
             (
                 r.name,
@@ -314,6 +336,8 @@ def _boards(chosen: argparse.Namespace) -> None:
         ]
         _show(chosen, ("radio", "up", "down", "delay", "send", "receive"), found)
         return
+    from midhaul.devices import profiles
+
     boards = profiles.BOARDS.values()
     if chosen.sources:
         _show(
@@ -341,6 +365,9 @@ def _boards(chosen: argparse.Namespace) -> None:
 
 
 def _schemes(chosen: argparse.Namespace) -> None:
+    from midhaul.kit import PROPERTIES
+    from midhaul.schemes import SCHEMES
+
     if chosen.json:
         facts_of = ("direction", "up", "down", "needs", "differ", "admits", "engines", "source")
         heads = ("scheme", "family", "what it is", *facts_of)
@@ -371,6 +398,8 @@ def _schemes(chosen: argparse.Namespace) -> None:
 
 
 def _report(chosen: argparse.Namespace) -> None:
+    from midhaul import report
+
     page = report.write(chosen.runs, chosen.out)
     print(json.dumps({"report": str(page)}) if chosen.json else f"{report.table(chosen.runs)}\n\nreport: {page}")
 
@@ -459,6 +488,8 @@ class _Progress:
             if self.title:
                 print(self.title, file=sys.stderr)
                 self.title = ""
+            from tqdm import tqdm
+
             live = sys.stderr.isatty()
             self.bar = tqdm(
                 total=total,

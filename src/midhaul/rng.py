@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 Words = npt.NDArray[np.uint32]
 
@@ -137,6 +136,8 @@ def choose(key: Key, num: int, population: Sequence[int]) -> tuple[int, ...]:
 @contextlib.contextmanager
 def torch_seed(key: Key) -> Iterator[None]:
     """Runs a block with torch's global generator seeded from the key, then puts the generator back as it was."""
+    import torch  # here alone: who reads data or settings needs no tensor library
+
     high, low = (int(w) for w in key.words(2))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((high << 32 | low) & 0x7FFFFFFFFFFFFFFF)

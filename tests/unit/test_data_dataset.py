@@ -69,8 +69,11 @@ def test_number_sorts():
 
 
 def test_digits():
-    pytest.importorskip("sklearn")
+    sets = pytest.importorskip("sklearn.datasets")
     data = load("digits")
+    x, y = sets.load_digits(return_X_y=True)
+    assert np.array_equal(data.x.reshape(1797, 64), (x / 16.0).astype(np.float32))
+    assert np.array_equal(data.y, y)
     assert data.x.shape == (1797, 1, 8, 8)
     assert float(data.x.max()) == 1.0
     assert np.bincount(data.y).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from midhaul.models import count, tiny
 from midhaul.models.count import LayerCost, Totals
@@ -120,3 +121,11 @@ def test_counting_leaves_the_module_as_it_was() -> None:
     assert module.get_submodule("conv_norm").training
     assert int(module.get_buffer("conv_norm.num_batches_tracked")) == 0
     assert not any(layer._forward_hooks for layer in module.modules())
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "dscnn", "resnet8"])
+def test_a_pass_counts_what_torch_s_own_counter_counts(name: str) -> None:
+    module = tiny.build(name, (3, 32, 32), 10).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(torch.zeros(1, 3, 32, 32))
+    assert count.totals(module, (3, 32, 32)).macs == counter.get_total_flops() // 2 > 0

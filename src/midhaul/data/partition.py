@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaincinv
 
 from midhaul import rng
 from midhaul.data.dataset import Dataset, Ints
@@ -294,6 +293,8 @@ def _deal_classes(y: Ints, mixed: Ints, num: int, alpha: float, seed: int) -> li
 
 def _dirichlet(key: Key, concentration: Floats64) -> Floats64:
     """Gives one draw of a Dirichlet distribution: gamma numbers by the inverse of their distribution, normalised."""
+    from scipy.special import gammaincinv  # here alone: its import takes longer than most data to read
+
     draws = (key.words(len(concentration)) + 0.5) * 2.0**-32
     gamma = gammaincinv(concentration, draws)
     if gamma.sum() <= 0.0:  # every gamma underflowed: the limit of a small alpha is one part that has all

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.signal import resample_poly
 
 from midhaul.data import archives
 from midhaul.errors import DataError
@@ -104,6 +103,8 @@ def convert(parts: Iterator[bytes]) -> bytes:
     One lead, MLII where the record has it, is brought from 360 to 180 Hz by a polyphase filter and rounded; the first
     differences are held as low and high bytes, which pack well. Raises: DataError if a record is damaged.
     """
+    from scipy.signal import resample_poly  # here alone: its import takes longer than most data to read
+
     headers, signals, beats = [], [], []
     while (text := next(parts, None)) is not None:
         header = read_header(text)
