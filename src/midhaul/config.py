@@ -180,6 +180,23 @@ class SchemeConfig:
 
     name: str = option("fedavg", "the scheme (`midhaul schemes`)")
     lr: float = option(0.05, "the devices' learning rate", above=0.0)
+    lr_schedule: str = option(
+        "constant",
+        "how the devices' rate goes over the rounds, and in split schemes the server's behind the cut: as it is, "
+        "falling at milestones, by a factor each round, along a cosine, or along a line",
+        choices=("constant", "step", "exponential", "cosine", "linear"),
+    )
+    lr_milestones: str = option("", "lr_schedule = step: the rounds after which the rate falls, 'a,b'")
+    lr_gamma: float = option(
+        0.1, "lr_schedule = step, exponential: the factor at each milestone, or each round", above=0.0, high=1.0
+    )
+    lr_final: float = option(
+        0.0,
+        "lr_schedule = cosine, linear: the share of the rate that the curve comes to after the last round",
+        low=0.0,
+        high=1.0,
+    )
+    lr_warmup: int = option(0, "rounds in which the rate rises along a line, before whatever lr_schedule says", low=0)
     momentum: float = option(0.0, "the devices' momentum", low=0.0, high=0.999)
     weight_decay: float = option(0.0, "the devices' weight decay", low=0.0)
     batch: int = option(16, "rows in a step of a device; 0: all of them", low=0)

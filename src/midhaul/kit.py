@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from midhaul import hints, rng, rules, tree
+from midhaul import hints, rng, rules, schedule, tree
 from midhaul.config import Config, SchemeConfig
 from midhaul.errors import EngineError, ModelError
 from midhaul.fleet import Fleet, Group
@@ -47,11 +47,22 @@ class Kit:
     lower: Callable[[Tree], Tree] | None = None  # from that module's tree to the devices'
     most_rows: int = 1  # that a training device holds
     groups: tuple[Group, ...] = ()  # the devices by what lies on them; `program` is the largest of theirs
+    lr_share: float = 1.0  # of the run's learning rates, which `cfg` has multiplied by it already
 
     @property
     def cfg(self) -> SchemeConfig:
         """The settings of the scheme."""
         return self.config.scheme
+
+    def at_round(self, number: int) -> Kit:
+        """Gives the kit of a round, whose `cfg` has the learning rates of that round (`midhaul.schedule`): the devices'
+        in training and in fine-tuning, and the one behind the cut."""
+        share, cfg = schedule.share(self.cfg, number, self.config.run.rounds), self.cfg
+        if share == 1.0:
+            return self
+        half_lr = share * (cfg.half_lr or self.config.large.lr)
+        cfg = replace(cfg, lr=share * cfg.lr, tune_lr=share * cfg.tune_lr, half_lr=half_lr)
+        return replace(self, config=replace(self.config, scheme=cfg), lr_share=share)
 
     def optimizer(self) -> Optimizer:
         """Gives the server's optimiser for its large model, as [large] has it."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from midhaul import budget, rng, variants
+from midhaul import budget, rng, schedule, variants
 from midhaul import config as settings
 from midhaul.config import Config
 from midhaul.data import Dataset, Federation, episodes, federate, load
@@ -111,6 +111,7 @@ def build(
             f"the scheme {chosen.name} can't run on the engine {config.run.engine}; use {' or '.join(chosen.engines)}"
         )
     participation.check(chosen, config)
+    schedule.check(config)
     variants.names(config.fleet.board)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from midhaul import __version__, checkpoint, rng, tree
+from midhaul import __version__, checkpoint, rng, schedule, tree
 from midhaul import config as settings
 from midhaul.budget import Budget
 from midhaul.checkpoint import Checkpoint
@@ -142,7 +142,7 @@ class _Run:
                 self._drift()
             if self.watch is not None:
                 self.there.asking = self.watch.asking(number)
-            server, metrics = scheme.round(server, self.fleet, self.plant.kit, self._key(number))
+            server, metrics = scheme.round(server, self.fleet, self.plant.kit.at_round(number), self._key(number))
             _check_finite(server, number)
             self.train_s += time.perf_counter() - began
             last = number == config.run.rounds
@@ -241,7 +241,7 @@ class _Run:
         checkpoint.save(self.out / "checkpoint", Checkpoint(number, server, devices, scalars, link))
 
     def _line(self, number: int, scores: Summary | None, metrics: dict[str, float]) -> None:
-        ledger = self.ledger
+        ledger, config = self.ledger, self.plant.config
         line = {
             "round": number,
             **(_accuracies(scores) if scores else {"accuracy": None, "large_accuracy": None}),
@@ -255,6 +255,7 @@ class _Run:
             "device_joules": ledger.device_joules,
             "absent": ledger.absent,
             "drifted": [alarm["device"] for alarm in self._alarms() if alarm["round"] == number],
+            **({} if schedule.is_constant(config.scheme) else {"lr": self.plant.kit.at_round(number).cfg.lr}),
             "kinds": {"up": ledger.kinds_up, "down": ledger.kinds_down},
         }
         if self.out is not None:

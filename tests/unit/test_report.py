@@ -315,6 +315,20 @@ def test_what_was_run_is_told_in_words(page: str) -> None:
         assert words in page, words
 
 
+@pytest.mark.usefixtures("no_charts")
+def test_a_learning_rate_that_falls_is_told(tmp_path: Path) -> None:
+    step = {"name": "fedavg", "lr_schedule": "step", "lr_milestones": "5,10", "lr_gamma": 0.5, "lr_warmup": 2}
+    runs = [
+        make_run(tmp_path / "a", "fedavg", sections={"scheme": step}),
+        make_run(tmp_path / "b", "split", sections={"scheme": {"name": "split", "lr_schedule": "cosine"}}),
+        make_run(tmp_path / "c", "local"),
+    ]
+    text = written(runs)
+    assert "rate of 0.05 rises to it in the first 2 rounds and then is multiplied by 0.5 after rounds 5 and 10." in text
+    assert "The devices&#x27; learning rate of 0.05 falls along a cosine to nothing." in text
+    assert text.count("learning rate of") == 2
+
+
 def test_the_findings_name_the_best_and_the_cheapest(page: str) -> None:
     assert "Most accurate is pooled with 94.2 ± 0.9 %, for 2.9 MiB and 16.4 J." in page
     assert "Fewest bytes crossed the link with local (0 B, 77.1 ± 1.4 %)." in page

@@ -143,8 +143,25 @@ def _course(study: Study, runs: Sequence[Run]) -> str:
         told.append(f"Repeated with the seeds {_and(map(str, seeds))}, each of which draws everything random anew.")
     else:
         told.append(f"Everything random is drawn from the seed {seeds[0]}.")
+    told += [line for line in _each(runs, _rates) if line]
     told += [_ENGINES.get(name, f"The engine is {name}.") for name in _each(runs, lambda run: run.engine)]
     return " ".join(told)
+
+
+def _rates(run: Run) -> str:
+    """Gives how the learning rate of a run's devices goes over its rounds; nothing if it stays as it is."""
+    named = ("lr", "lr_schedule", "lr_milestones", "lr_gamma", "lr_final", "lr_warmup")
+    lr, kind, at, gamma, final, warmup = (run.settings.get(f"scheme.{name}") for name in named)
+    end = f"{final} times that" if final else "nothing"
+    course = {
+        "step": f"is multiplied by {gamma} after rounds {_and(str(at).split(','))}",
+        "exponential": f"is multiplied by {gamma} after each round",
+        "cosine": f"falls along a cosine to {end}",
+        "linear": f"falls along a line to {end}",
+    }.get(str(kind), "")
+    rises = f"rises to it in the first {warmup} rounds" if warmup else ""
+    way = " and then ".join(part for part in (rises, course) if part)
+    return f"The devices' learning rate of {lr} {way}." if way else ""
 
 
 def _partition(run: Run) -> str:

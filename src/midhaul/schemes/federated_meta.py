@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from midhaul import rng, rules
+from midhaul import rng, rules, schedule
 from midhaul.config import SchemeConfig
+from midhaul.errors import ConfigError
 from midhaul.fleet import Fleet
 from midhaul.kit import Kit, Scheme, Work, evaluate_adapted, mean_loss, step_towards
 from midhaul.message import Op, Replies, Settings
@@ -46,6 +47,15 @@ def round_maml(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, inner: s
     message = kit.fit(server.tree, train="whole", send="whole", **settings)
     up = fleet.exchange(message, devices=kit.cohort(fleet, key), key=key)
     return (step_towards(server, up, kit, key), mean_loss(up)) if len(up) else (server, {})
+
+
+def check_reptile(kit: Kit) -> None:
+    """Refuses a schedule of a rate that isn't Reptile's. Raises: ConfigError."""
+    if not schedule.is_constant(kit.cfg):
+        raise ConfigError(
+            "reptile's devices train at scheme.inner_lr, so a schedule of scheme.lr would change nothing; set "
+            "scheme.lr_schedule = 'constant', and scheme.meta_anneal = true for steps of the server that shrink"
+        )
 
 
 def round_reptile(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Round:
@@ -107,6 +117,7 @@ REPTILE = _kin(
     name="reptile",
     title="towards where a few steps of SGD lead",
     source="Nichol et al. 2018",
+    check=check_reptile,
     round=round_reptile,
     evaluate=partial(evaluate, inner="whole"),
     work=work_reptile,

@@ -5,6 +5,7 @@ communication cost under 18 kilobytes", ICML 2024, algorithm 1 (each seed as lik
 probabilities are left out). A device holds the first model. It is sent the sum of all slopes so far, one for each
 seed's direction, and walks there; each of its steps takes the loss a little ahead and a little behind along a direction
 and moves by the slope; it sends back its slopes. They count as gradients: they are derivatives along known directions.
+Where rounds differ in their learning rate, the sum is told in the round's own, so that it leads to the same place.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def init(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
 
 def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server, dict[str, float]]:
     """One round: the slopes so far go down, the cohort's own come up, and their mean is added."""
-    held = server.state["seeds"]
+    held = {"g": server.state["seeds"]["g"] / kit.lr_share}
     message = kit.fit(held, train="whole", send="none", **asked(kit.cfg))
     up = fleet.exchange(message, devices=kit.cohort(fleet, key), key=key)
     if not len(up):
@@ -45,7 +46,7 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
     slopes = held["g"] + tree.weighted_mean(up.tree, up.weight)["g"]
     first = tree.select(kit.program.initial, kit.program.names("whole"))
     whole = tree.map(directions.walked(first, slopes, kit.cfg.lr, key.seed), lambda value: value.float())
-    return Server({**server.tree, **whole}, state={"seeds": {"g": slopes}}), mean_loss(up)
+    return Server({**server.tree, **whole}, state={"seeds": {"g": slopes * kit.lr_share}}), mean_loss(up)
 
 
 def asked(cfg: SchemeConfig) -> Settings:
