@@ -351,6 +351,50 @@ class LinkConfig:
     correction: float = option(
         0.0, "the device adds this times what coding took from its activations to their gradient (FedLite)", low=0.0
     )
+    cell: str = option(
+        "none",
+        "the cell that devices with cellular radios are in (3GPP TR 38.901); umi: street canyons, uma: over roofs; "
+        "none: a radio has its own figures wherever it is",
+        choices=("none", "umi", "uma"),
+    )
+    large_scale: str = option(
+        "builtin",
+        "cell: who draws path loss, shadowing and walls: midhaul, or sionna-no-rt (extra `radio`), which stands still",
+        choices=("builtin", "sionna"),
+    )
+    carrier_ghz: float = option(3.5, "cell: carrier frequency", low=0.5, high=100.0)
+    bandwidth_mhz: float = option(20.0, "cell: bandwidth of its channel, shared by the devices in it", low=0.0)
+    spacing_khz: int = option(30, "cell: subcarrier spacing: 15, 30, 60, 120", low=15, high=120)
+    duplex: str = option("DDDSU", "cell: slots down (D), up (U) and special (S) in turn, or fdd")
+    inter_site_m: float = option(0.0, "cell: distance between base stations; 0: 200 (umi), 500 (uma)", low=0.0)
+    rings: int = option(1, "cell: rings of neighbouring base stations, which interfere", low=0, high=3)
+    sectors: int = option(3, "cell: sectors of a base station: 1 or 3", low=1, high=3)
+    load: float = option(0.5, "cell: share of the time that neighbouring cells send", low=0.0, high=1.0)
+    area: str = option(
+        "hexagon", "cell: where devices are dropped: the centre's hexagon, or a disc", choices=("hexagon", "disc")
+    )
+    min_distance_m: float = option(0.0, "cell: the nearest that a device is; 0: 10 (umi), 35 (uma)", low=0.0)
+    indoors: float = option(0.8, "cell: share of the devices that are indoors", low=0.0, high=1.0)
+    building: str = option(
+        "low", "cell: loss of buildings from 6 GHz on; below it all are alike", choices=("low", "high")
+    )
+    height_m: float = option(1.5, "cell: height of the devices; 0: by the floors of buildings", low=0.0, high=22.5)
+    mobility: str = option(
+        "static",
+        "cell: how devices move: not at all, straight on, or turning every 20 s; signals fade at speed_kmh in any case",
+        choices=("static", "line", "wander"),
+    )
+    speed_kmh: float = option(3.0, "cell: speed of the devices, or of what moves around them", low=0.0, high=500.0)
+    tx_dbm: float = option(0.0, "cell: power of a sector over its band; 0: 44 (umi), 49 (uma)", low=0.0, high=60.0)
+    antennas: int = option(2, "cell: antennas of a sector, combined", low=1, high=64)
+    p0_dbm: float = option(-80.0, "cell: power that a base station wants of a block (TS 38.213)", low=-202.0, high=24.0)
+    alpha: float = option(0.8, "cell: share of the path loss that devices make up for (TS 38.213)", low=0.0, high=1.0)
+    transmissions: int = option(4, "cell: how often a block is sent at most, with hybrid ARQ", low=1, high=16)
+    trace: str = option(
+        "",
+        "files of measured throughput that devices' rates follow, dealt in turn: a.csv,b.log; columns of the Irish 5G "
+        "or time and throughput, or lines of the Norwegian HSDPA logs",
+    )
 
 
 @dataclass(frozen=True)

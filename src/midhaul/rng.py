@@ -46,6 +46,14 @@ class Use(IntEnum):
     TOKEN = 16
     DRIFT = 17
     DIRECTION = 18
+    POSITION = 19
+    SHADOW = 20
+    SIGHT = 21
+    WALL = 22
+    FADING = 23
+    MOVE = 24
+    TRACE = 25
+    NEIGHBOUR = 26
 
 
 class Key(NamedTuple):
@@ -111,6 +119,32 @@ def normal(key: Key, num: int) -> npt.NDArray[np.float64]:
     radius = np.sqrt(-2.0 * np.log((words[:, 0] + 1.0) * 2.0**-32))
     angle = 2.0 * np.pi * words[:, 1] * 2.0**-32
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[:num]
+
+
+def words_of(seed: int, round: int, devices: npt.NDArray[np.int64], use: Use, num: int, index: int = 0) -> Words:
+    """Gives the words of many devices at once: row i is `key(seed, round, devices[i], use).at(index).words(num)`.
+
+    Shapes: [D] -> [D, num] uint32.
+    """
+    blocks = -(-num // 4)
+    counter = np.empty((len(devices), blocks, 4), np.uint32)
+    counter[:, :, 0] = np.arange(blocks, dtype=np.uint32)
+    counter[:, :, 1] = round & _MASK
+    counter[:, :, 2] = (devices & _MASK).astype(np.uint32)[:, None]
+    counter[:, :, 3] = ((int(use) & 0xFF) | (index << 8)) & _MASK
+    return philox(counter.reshape(-1, 4), seed).reshape(len(devices), 4 * blocks)[:, :num]
+
+
+def uniform_of(words: Words) -> npt.NDArray[np.float64]:
+    """Gives numbers in [0, 1) of 24 bits, as `uniform` has them. Shapes: any."""
+    return (words >> np.uint32(8)).astype(np.float64) * 2.0**-24
+
+
+def normal_of(words: Words) -> npt.NDArray[np.float64]:
+    """Gives standard normal numbers, as `normal` has them. Shapes: [..., 2n] -> [..., 2n]."""
+    radius = np.sqrt(-2.0 * np.log((words[..., 0::2].astype(np.float64) + 1.0) * 2.0**-32))
+    angle = words[..., 1::2].astype(np.float64) * (2.0 * np.pi * 2.0**-32)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1).reshape(words.shape)
 
 
 def permutation(key: Key, num: int) -> npt.NDArray[np.int64]:
