@@ -29,13 +29,14 @@ class Memory(Protocol):
 
     program: Program
     population: Population
-    num_devices: int
-    momentum: Tree
-    stash: dict[int, Indices]
 
     def parameters(self, message: Message, devices: list[int]) -> tuple[Tree, Tree]: ...
 
     def set_own(self, name: str, devices: list[int], values: Tensor) -> None: ...
+
+    def velocity(self, name: str, devices: list[int]) -> Tensor | None: ...
+
+    def set_velocity(self, name: str, devices: list[int], values: Tensor) -> None: ...
 
 
 class Chunk:
@@ -198,8 +199,6 @@ class Chunk:
         if "z" in self.message.each:
             return self._backward_tail()
         counts = torch.tensor(self.counts, dtype=torch.float64)
-        for device in self.devices:
-            self.fleet.stash.pop(device)
         active = [place for place, count in enumerate(self.counts) if count]
         if active:
             names = self.program.names(str(self.settings.get("train", "front")))
@@ -377,14 +376,12 @@ class Chunk:
         """Moves the device's own parameters one step of SGD; momentum stays on the device."""
         devices = [self.devices[p] for p in active]
         for name, weight in weights.items():
-            held = self.fleet.momentum.get(name)
-            before = torch.zeros_like(weight) if held is None else held[devices]
+            held = self.fleet.velocity(name, devices)
+            before = torch.zeros_like(weight) if held is None else held
             after, velocity = ops.sgd_step(weight, slopes[name], before, self.settings)
             self.fleet.set_own(name, devices, after)
             if velocity is not None and float(self.settings.get("momentum", 0.0)):
-                if held is None:
-                    held = weight.new_zeros((self.fleet.num_devices, *weight.shape[1:]))
-                self.fleet.momentum[name] = held.index_copy(0, torch.tensor(devices), velocity)
+                self.fleet.set_velocity(name, devices, velocity)
 
 
 def _padded(rows: list[Indices]) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ Shape letters: D devices of a chunk, S steps, B rows of a batch (the widest), N 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +20,16 @@ from midhaul.models import adapters, count
 from midhaul.program import Indices, Population, Program
 from midhaul.runtime.chunk import Chunk, replies_of
 from midhaul.tree import Tree
+
+
+@dataclass(frozen=True)
+class Job:
+    """One op on the devices of one chunk, each with the places of its rows in the population."""
+
+    message: Message
+    devices: list[int]
+    rows: list[Indices]
+    key: rng.Key
 
 
 class Stacked:
@@ -52,15 +63,30 @@ class Stacked:
         asked = list(self.devices if devices is None else devices)
         if message.op == Op.LOAD:
             return self._load(message, asked)
+        parts = [Chunk(self, j.message, j.devices, j.rows, j.key).run() for j in self.jobs(message, asked, key)]
+        self.forget(message, asked)
+        return join(parts) if parts else replies_of([], {}, None, [], {})
+
+    def jobs(self, message: Message, asked: list[int], key: rng.Key, num: int = 1) -> list[Job]:
+        """Gives an op's work in chunks that fit the memory: `num` with about as many rows each, more if they must."""
         rows = [self._rows(message, device, key) for device in asked]
         # Devices with much to do stand together, so that little of a chunk is padding.
         order = sorted(range(len(asked)), key=lambda place: (-len(rows[place]), asked[place]))
-        parts, size = [], self._chunk(message, max((len(r) for r in rows), default=1))
-        for first in range(0, len(order), size):
-            places = order[first : first + size]
-            part = Chunk(self, message.of_places(places), [asked[p] for p in places], [rows[p] for p in places], key)
-            parts.append(part.run())
-        return join(parts) if parts else replies_of([], {}, None, [], {})
+        size = self._chunk(message, max((len(r) for r in rows), default=1))
+        work = [1 if "x" in message.tree else 1 + len(rows[place]) for place in order]
+        shares: list[list[int]] = [[] for _ in range(num)]
+        before, total = 0, sum(work)
+        for place, own in zip(order, work, strict=True):
+            shares[(2 * before + own) * num // (2 * total)].append(place)
+            before += own
+        chunks = [share[first : first + size] for share in shares for first in range(0, len(share), size)]
+        return [Job(message.of_places(c), [asked[p] for p in c], [rows[p] for p in c], key) for c in chunks]
+
+    def forget(self, message: Message, asked: list[int]) -> None:
+        """Drops the batches that BACKWARD has ended; in U shape the tail's BACKWARD doesn't."""
+        if message.op == Op.BACKWARD and "z" not in message.each:
+            for device in asked:
+                self.stash.pop(device)
 
     def exchange_parts(self, parts: Sequence[Part], *, key: rng.Key) -> list[Replies]:
         """Does the parts one after another."""
@@ -127,6 +153,17 @@ class Stacked:
             start = self.base.get(name, self.program.initial[name])
             self.own[name] = start.expand(self.num_devices, *start.shape).clone()
         self.own[name] = self.own[name].index_copy(0, torch.tensor(devices), values)
+
+    def velocity(self, name: str, devices: list[int]) -> Tensor | None:
+        """Gives the momentum of a tensor on each of some devices, [D, ...], if it ever had any."""
+        return self.momentum[name][devices] if name in self.momentum else None
+
+    def set_velocity(self, name: str, devices: list[int], values: Tensor) -> None:
+        """Keeps the momentum of a tensor on each of some devices. Shapes: values [D, ...]."""
+        held = self.momentum.get(name)
+        if held is None:
+            held = values.new_zeros((self.num_devices, *values.shape[1:]))
+        self.momentum[name] = held.index_copy(0, torch.tensor(devices), values)
 
     def parameters(self, message: Message, devices: list[int]) -> tuple[Tree, Tree]:
         """Gives the tensors that all these devices hold alike, and those that differ, as [D, ...]."""
