@@ -25,7 +25,7 @@ from repro import Row, table
 PERSONAL, GLOBAL = 0.94, 0.92
 
 
-def config(seed: int, rounds: int) -> Config:
+def config(seed: int, rounds: int, schedule: str) -> Config:
     """Gives the paper's setting."""
     return Config().replace(
         data_name="mnist",
@@ -39,6 +39,7 @@ def config(seed: int, rounds: int) -> Config:
         tiny_model="linear",
         scheme_name="pfedme",
         scheme_lr=0.5,
+        scheme_lr_schedule=schedule,
         scheme_batch=20,
         scheme_local_steps=10,
         scheme_inner_lr=0.05,
@@ -61,18 +62,19 @@ def main(arguments: Sequence[str] = ()) -> list[Row]:
     parser = argparse.ArgumentParser(prog="python -m repro.pfedme_mnist", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0", help="seeds of the run")
     parser.add_argument("--rounds", type=int, default=400, help="rounds")
+    parser.add_argument("--schedule", default="constant", help="how the learning rate goes over the rounds")
     parser.add_argument("--set", default="", help="settings to change, section_key=value with commas between them")
     chosen = parser.parse_args(arguments)
     print("| seed | rounds | personal | global | wall |\n|---|---|---|---|---|")
     rows = []
     changes = dict(part.split("=") for part in chosen.set.split(",") if part)
     for seed in (int(part) for part in chosen.seeds.split(",")):
-        plant = build(config(seed, chosen.rounds).replace(**{n: float(v) for n, v in changes.items()}))
+        plant = build(config(seed, chosen.rounds, chosen.schedule).replace(**{n: float(v) for n, v in changes.items()}))
         scheme, fleet, began = plant.scheme, plant.engine, time.perf_counter()
         server = scheme.init(fleet, plant.kit, rng.Key(seed, 0, rng.SERVER, 0))
         for number in range(1, chosen.rounds + 1):
             key = rng.Key(seed, number, rng.SERVER, 0)
-            server, _ = scheme.round(server, fleet, plant.kit, key)
+            server, _ = scheme.round(server, fleet, plant.kit.at_round(number), key)
             if number == chosen.rounds or number % 100 == 0:
                 personal = share(scheme.evaluate(server, fleet, plant.kit, key))
                 shared = share(evaluate_shared(server, fleet, plant.kit, key))
