@@ -52,8 +52,8 @@ def fifth_rate(grid: list[float]) -> list[str]:
         channel = CodedAWGNChannelNR()
         channel.num_bits_per_symbol, channel.num_info_bits, channel.target_coderate = 2, size, 0.2
         bit_db = [db - 10 * np.log10(2 * 0.2) for db in grid]
-        told = {"soft_estimates": False, "early_stop": True, "num_target_block_errors": 1000, "verbose": False}
-        _, lost = sim_ber(channel, bit_db, 250, 12, **told)
+        told = {"soft_estimates": False, "early_stop": True, "num_target_block_errors": 200, "verbose": False}
+        _, lost = sim_ber(channel, bit_db, 100, 10, **told)
         found.append(curve(lost.tolist()))
         print(size, file=sys.stderr)
     return found
@@ -76,7 +76,7 @@ def main() -> None:
             print(f'    {number}: "{curves}",')
         print("}")
     step = 25.0 / 14.0
-    grid = [-5.0 + step * place for place in range(-4, 4)]
+    grid = [-5.0 + step * place for place in range(-1, 4)]
     print(f"GRID_FIFTH = ({grid[0]!r}, {grid[-1]!r}, {len(grid)})")
     print(f'FIFTH = "{" ".join(fifth_rate(grid))}"')
 

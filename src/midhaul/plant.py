@@ -22,6 +22,7 @@ from midhaul.devices.profiles import Board
 from midhaul.errors import ConfigError, SliceError, nearest
 from midhaul.fleet import Group
 from midhaul.kit import Kit, Scheme, Work
+from midhaul.link.conditions import Surroundings
 from midhaul.link.radio import Radio
 from midhaul.message import Op
 from midhaul.models import large, slices, tiny, trace
@@ -70,6 +71,7 @@ class Plant:
     large_name: str
     coding: Coding
     after: Population | None = None  # the devices' rows once they have drifted, where they do
+    around: Surroundings | None = None  # the cell or the traces that vary the devices' radios, where there are any
 
 
 def settle(plant: Plant, server: Server) -> Plant:
@@ -186,8 +188,25 @@ def build(
     if len(training) > 1:
         notes += [variants.about(group, need) for group, need in zip(training, needs, strict=True)]
     coding = plan_coding(config, chosen, [group.program for group in groups])
-    built = (kit, engine, board, radio, need, needs, tuple(notes), *names, coding, after)
+    around, told = _around(config, groups)
+    built = (kit, engine, board, radio, need, needs, (*notes, *told), *names, coding, after, around)
     return Plant(config, chosen, data, federation, *built)
+
+
+def _around(config: Config, groups: tuple[Group, ...]) -> tuple[Surroundings | None, list[str]]:
+    """Gives what varies the devices' radios, and what a person is told of it. Raises: ConfigError for no coverage."""
+    radios = {device: group.radio for group in groups for device in group.devices}
+    around = Surroundings.from_config(config.link, radios, config.run.seed)
+    if around is None or around.cell is None:
+        return around, []
+    num, served = around.coverage()
+    if not served:
+        raise ConfigError(
+            f"none of the {num} devices in the cell is in coverage, so none could answer; bring the base stations "
+            "nearer (link.inter_site_m), raise link.tx_dbm, or choose a radio that repeats more (link.radio = 'nb_iot')"
+        )
+    told = f"{config.link.cell} cell: {num} devices"
+    return around, [told + (f", {num - served} of them out of coverage, which won't answer" if num > served else "")]
 
 
 def _check_nopeek(config: Config, scheme: Scheme, data: Dataset) -> None:

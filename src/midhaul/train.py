@@ -102,6 +102,7 @@ class _Run:
             ledger=self.ledger,
             groups=plant.kit.groups,
             coding=plant.coding,
+            around=plant.around,
         )
         there = Participation(over_link, plant.kit, keeps_stragglers=plant.scheme.keeps_stragglers)
         self.flying = None if config.fleet.mode == "synchronous" else Asynchronous(there, plant.kit)
@@ -324,6 +325,7 @@ class _Run:
             "model_sha256": tree.sha256(everything),
             "kinds": {"up": ledger.kinds_up, "down": ledger.kinds_down},
             "absent": ledger.absent,
+            "uncovered": ledger.uncovered,
             "refused_replies": ledger.refused + sum(event["what"] == "refused" for event in events),
             "device_events": events,
             "drift_alarms": self._alarms(),

@@ -5,8 +5,9 @@ Shape letters: D devices, T instants, F parts of the band that fade by themselve
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,15 @@ class Channel:
     p0_dbm: float
     alpha: float
     tries: int
+
+    def of(self, devices: Ints) -> Channel:
+        """Gives the channels of some of the devices, which must be among these."""
+        order = np.argsort(self.devices)
+        at = order[np.searchsorted(self.devices, devices, sorter=order)]
+        arrays: dict[str, Any] = {
+            name: value[at] for name, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
+        return dataclasses.replace(self, **arrays, access=tuple(self.access[place] for place in at))
 
     def up_ratio_db(self, band_hz: Doubles, power_dbm: Doubles) -> Doubles:
         """Gives the mean ratio at the base station of a power spread over a band. Shapes: [D], [D] -> [D]."""

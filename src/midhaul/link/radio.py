@@ -116,6 +116,18 @@ _ALL = (
         "delay: estimate; loss: 3GPP TS 23.501 table 5.7.4-1, 5QI 9",
     ),
     Radio(
+        "nr_embb",
+        up_bps=50e6,
+        down_bps=100e6,
+        delay_s=0.01,
+        loss=1e-6,
+        tx_w=700 * 1.48e-3,
+        rx_w=300 * 1.48e-3,
+        source="rates: ITU-R M.2410 clause 4.3, experienced by users in dense urban surroundings; "
+        "power: 3GPP TR 38.840 table 18, whose reference is a carrier of 100 MHz, in units as redcap; "
+        "delay: estimate; loss: 3GPP TS 23.501 table 5.7.4-1, 5QI 9",
+    ),
+    Radio(
         "wifi_esp32",
         up_bps=20e6,
         down_bps=20e6,

@@ -19,6 +19,7 @@ from midhaul.devices.profiles import Board
 from midhaul.errors import EngineError, FrameError
 from midhaul.fleet import Fleet, Group, Part
 from midhaul.link import frame
+from midhaul.link.conditions import Conditions, Surroundings
 from midhaul.link.frame import Frame
 from midhaul.link.radio import Radio
 from midhaul.message import ROW_KINDS, Message, Op, Replies, Reply, gather, join, pad_rows
@@ -43,6 +44,7 @@ class Ledger:
     joules: dict[str, float] = field(default_factory=dict)
     absent: int = 0
     refused: int = 0
+    uncovered: int = 0
     updates: int = 0
     simulated_seconds: float = 0.0
 
@@ -91,9 +93,10 @@ class OverLink:
         ledger: Ledger,
         groups: Sequence[Group] = (),
         coding: Coding | None = None,
+        around: Surroundings | None = None,
     ) -> None:
         """`groups` say which devices have another model, board or radio than those given; below 0, a loss is each
-        radio's own."""
+        radio's own. `around` is what varies them, a cell or traces."""
         self.fleet = fleet
         self.loss = loss
         self.retries = retries
@@ -106,6 +109,9 @@ class OverLink:
             for part in (group.program.module, group.program.front)
         }
         self.coding = coding or Coding()
+        self.around = around
+        self._still = {device: Conditions(group.radio) for device, group in self._group.items()}
+        self._now: dict[int, Conditions] = {}  # of the devices in the step under way, where anything varies
         self._turn = (-1, 0)  # the round, and the exchanges made in it
         self.seconds: dict[int, tuple[float, float]] = {}  # on air and computing, of each device in the last exchange
 
@@ -127,6 +133,9 @@ class OverLink:
     def exchange_parts(self, parts: Sequence[Part], *, key: rng.Key) -> list[Replies]:
         """Does so with several messages in one step, which lasts as long as its slowest device."""
         step = _Step()
+        if self.around is not None:
+            asked = [device for _, devices in parts for device in devices]
+            self._now = self.around.at(key.round, self.ledger.simulated_seconds, asked)
         given = [join([self._deliver(*own, key, step) for own in self._split(*part)] or [gather({})]) for part in parts]
         self.ledger.air_seconds += max(step.seconds.values(), default=0.0)
         self.ledger.compute_seconds += max(step.busy.values(), default=0.0)
@@ -152,6 +161,13 @@ class OverLink:
         self._turn = (key.round, self._turn[1] + 1 if self._turn[0] == key.round else 0)
         step.seconds = {**dict.fromkeys(asked, 0.0), **step.seconds}
         program = self._group[asked[0]].program
+        there = [place for place, device in enumerate(asked) if self._conditions(device).served]
+        if len(there) < len(asked):
+            self.ledger.uncovered += len(asked) - len(there)
+            self.ledger.absent += len(asked) - len(there)
+            if not there:
+                return gather({})
+            message, asked = message.of_places(there), [asked[place] for place in there]
         reached, delivered = self._down(message, asked, program, key, step)
         for device in reached if message.op == Op.FORWARD else ():
             self.coding.begun(message, device, key)
@@ -183,11 +199,11 @@ class OverLink:
                 coded = self.coding.code(wanted, named, key, self._turn[1], up=False)
                 sent = Frame(message.op, False, key.round, named, own.settings, wanted, coded=coded)
                 data, kinds = frame.pack(sent), frame.bytes_by_kind(sent)
-            tries, arrived = self._tries(key, device, up=False)
+            tries, arrived = self._tries(key, device, len(data), up=False)
             _add(self.ledger.kinds_down, kinds, tries)
-            radio = self._group[device].radio
-            step.seconds[device] += tries * radio.seconds_down(len(data))
-            self._spend(device, tries * radio.joules_down(len(data)))
+            radio = self._conditions(device)
+            step.seconds[device] += tries * radio.seconds(len(data), up=False)
+            self._spend(device, tries * radio.joules(len(data), up=False))
             if arrived:
                 if not unpacked or message.each:
                     whole = frame.unpack(data, program.initial).tree
@@ -225,11 +241,11 @@ class OverLink:
             busy[device] += self._busy(device, sum(code.macs for code in coded.values()))
             sent = Frame(op, True, key.round, device, {}, wanted, reply.weight, reply.metrics, coded)
             data, kinds = frame.pack(sent), frame.bytes_by_kind(sent)
-            tries, arrived = self._tries(key, device, up=True)
+            tries, arrived = self._tries(key, device, len(data), up=True)
             _add(self.ledger.kinds_up, kinds, tries)
-            radio = self._group[device].radio
-            step.seconds[device] += tries * radio.seconds_up(len(data))
-            self._spend(device, tries * radio.joules_up(len(data)))
+            radio = self._conditions(device)
+            step.seconds[device] += tries * radio.seconds(len(data), up=True)
+            self._spend(device, tries * radio.joules(len(data), up=True))
             if not arrived:
                 continue
             try:
@@ -241,9 +257,13 @@ class OverLink:
             answers[device] = Reply(self.coding.arrived(wanted, got.tree, device, up=True), got.weight, got.metrics)
         return answers
 
-    def _tries(self, key: rng.Key, device: int, *, up: bool) -> tuple[int, bool]:
+    def _conditions(self, device: int) -> Conditions:
+        """Gives a device's radio as it is now: in its cell or by its trace, else by its own figures."""
+        return self._now.get(device) or self._still[device]
+
+    def _tries(self, key: rng.Key, device: int, num_bytes: int, *, up: bool) -> tuple[int, bool]:
         """Gives how often a frame is sent, and whether it arrived at last."""
-        loss = self.loss if self.loss >= 0.0 else self._group[device].radio.loss
+        loss = self.loss if self.loss >= 0.0 else self._conditions(device).loss(num_bytes, up=up)
         if loss <= 0.0:
             return 1, True
         stream = rng.key(key.seed, key.round, device, rng.Use.LOSS).at(2 * self._turn[1] + up)

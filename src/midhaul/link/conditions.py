@@ -1,0 +1,170 @@
+"""What a device's radio is worth at a time: its rates in its cell or by its trace, and how often a frame is lost.
+
+Where nothing varies, a radio's own figures stand (`radio`). Nothing is carried from one step to the next: what holds
+depends on the seed, the round, the time and who takes part in the step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from midhaul.config import LinkConfig
+from midhaul.errors import ConfigError
+from midhaul.link import traces
+from midhaul.link.cell import Cell
+from midhaul.link.channel import Channel, Flow
+from midhaul.link.radio import Radio
+from midhaul.link.traces import Trace
+
+REPEATS = 4  # of a block that hybrid ARQ gave up, by the layer above: acknowledged mode of TS 38.322
+_NOTHING = 1e-12
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """A device's radio in one step. Units: bits, dBm; duties are the share of the time in which it sends or receives.
+
+    `served` is false where there is no coverage: then it can't be reached. `block_bits` and `lost` of each way are
+    those of transport blocks, `transmissions` how often one is sent.
+    """
+
+    radio: Radio
+    served: bool = True
+    up_block_bits: float = 0.0
+    down_block_bits: float = 0.0
+    up_lost: float = 0.0
+    down_lost: float = 0.0
+    up_transmissions: float = 1.0
+    down_transmissions: float = 1.0
+    up_dbm: float | None = None  # radiated while sending, None where the radio doesn't control it
+    up_duty: float = 1.0
+    down_duty: float = 1.0
+    trace: Trace | None = None
+    at_s: float = 0.0
+
+    def seconds(self, num_bytes: int, *, up: bool) -> float:
+        """Gives the time from a message's first bit to its last; 0 for no bytes."""
+        if self.trace is not None and num_bytes:
+            taken = self.trace.seconds(num_bytes, self.at_s, up=up)
+            if taken is not None:
+                return self.radio.delay_s + taken
+        return self.radio.seconds_up(num_bytes) if up else self.radio.seconds_down(num_bytes)
+
+    def joules(self, num_bytes: int, *, up: bool) -> float:
+        """Gives what the device's radio spends: its power while it sends or receives, and in the pauses of a trace."""
+        radio = self.radio
+        if self.trace is not None:
+            power_w = radio.tx_w if up else radio.rx_w
+            return max(self.seconds(num_bytes, up=up) - radio.delay_s, 0.0) * power_w
+        return self.up_duty * radio.joules_up(num_bytes) if up else self.down_duty * radio.joules_down(num_bytes)
+
+    def loss(self, num_bytes: int, *, up: bool) -> float:
+        """Gives how likely a frame is lost: any of its blocks, in spite of hybrid ARQ and the layer above it."""
+        bits, lost = (self.up_block_bits, self.up_lost) if up else (self.down_block_bits, self.down_lost)
+        if not bits:
+            return self.radio.loss
+        gone = lost ** (1 + REPEATS)
+        return 0.0 if gone < _NOTHING else float(1.0 - (1.0 - gone) ** np.ceil(8.0 * num_bytes / bits))
+
+
+class Surroundings:
+    """What varies around the devices of a run: a cell, traces, or both, each for some of the devices."""
+
+    def __init__(
+        self, radios: Mapping[int, Radio], cell: Cell | None, follows: Mapping[int, tuple[Trace, float]]
+    ) -> None:
+        self.radios = radios
+        self.cell = cell
+        self.follows = follows  # the trace of a device, and where in it it begins
+        self._channel: tuple[int, Channel] | None = None
+        self._kept: tuple[tuple[int, tuple[int, ...]], dict[int, Conditions]] | None = None
+
+    @classmethod
+    def from_config(cls, link: LinkConfig, radios: Mapping[int, Radio], seed: int) -> Surroundings | None:
+        """Gives what [link] puts around devices with these radios, None if nothing. Raises: MidhaulError."""
+        follows: dict[int, tuple[Trace, float]] = {}
+        if link.trace:
+            found = traces.read_all(link.trace)
+            if link.cell != "none":
+                raise ConfigError(
+                    "rates follow measured traces or a cell's channels, not both; set link.cell = 'none' or leave out "
+                    "link.trace"
+                )
+            for device in radios:
+                trace = found[device % len(found)]
+                follows[device] = trace, traces.offset_s(trace, seed, device)
+        if link.cell == "none":
+            return cls(radios, None, follows) if follows else None
+        names = [radios[device].name if device in radios else "" for device in range(max(radios) + 1)]
+        return cls(radios, Cell.from_config(link, names, seed), follows)
+
+    def at(self, round: int, time_s: float, asked: Sequence[int]) -> dict[int, Conditions]:
+        """Gives the conditions of devices that take part in one step together, so share the band of their cell.
+
+        The channels of a round are those at the time of its first step.
+        """
+        if self._kept is not None and self._kept[0] == (round, tuple(asked)) and not self.follows:
+            return self._kept[1]
+        found = {
+            device: Conditions(
+                self.radios[device], trace=self.follows[device][0], at_s=time_s + self.follows[device][1]
+            )
+            if device in self.follows
+            else Conditions(self.radios[device])
+            for device in asked
+        }
+        if self.cell is not None:
+            if self._channel is None or self._channel[0] != round:
+                self._channel = round, self.cell.channel(round, time_s)
+            found |= self._in_cell(self._channel[1], asked)
+        self._kept = (round, tuple(asked)), found
+        return found
+
+    def _in_cell(self, whole: Channel, asked: Sequence[int]) -> dict[int, Conditions]:
+        wanted = np.asarray(sorted(set(asked) & set(whole.devices.tolist())), np.int64)
+        if not len(wanted):
+            return {}
+        channel = whole.of(wanted)
+        blocks, time = channel.fair_blocks(np.ones(len(wanted), np.bool_))
+        up, down = channel.up(blocks, time=time), channel.down(blocks, time=time)
+        grid = channel.grid
+        return {
+            int(device): _conditions(
+                self.radios[int(device)], up, down, place, (grid.up_share * time[place], grid.down_share * time[place])
+            )
+            for place, device in enumerate(wanted)
+        }
+
+    def coverage(self) -> tuple[int, int]:
+        """Gives how many devices a cell has, and how many of them are in coverage, each with the cell to itself."""
+        if self.cell is None:
+            return len(self.radios), len(self.radios)
+        channel = self.cell.channel(0)
+        alone = channel.most_blocks()
+        served = channel.up(alone).served & channel.down(alone).served
+        return len(served), int(served.sum())
+
+
+def _conditions(radio: Radio, up: Flow, down: Flow, place: int, duties: tuple[float, float]) -> Conditions:
+    served = bool(up.served[place] and down.served[place])
+    rates: dict[str, Any] = (
+        {"up_bps": float(up.rate_bps[place]), "down_bps": float(down.rate_bps[place])} if served else {}
+    )
+    return Conditions(
+        dataclasses.replace(radio, **rates),
+        served,
+        float(up.block_bits[place]),
+        float(down.block_bits[place]),
+        float(up.lost[place]),
+        float(down.lost[place]),
+        float(up.transmissions[place]),
+        float(down.transmissions[place]),
+        float(up.power_dbm[place]),
+        float(duties[0]),
+        float(duties[1]),
+    )
