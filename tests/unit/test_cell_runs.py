@@ -1,4 +1,4 @@
-"""Runs whose devices are in a cell or follow traces: the same on both engines, resumed, and told where nobody is there."""
+"""Runs whose devices are in a cell or follow traces: alike on both engines and resumed, and told if nobody is there."""
 
 from __future__ import annotations
 
