@@ -426,6 +426,12 @@ class RunConfig:
     checkpoint_every: int = option(1, "rounds between checkpoints", low=1)
     memory: str = option("1GB", "how much memory the stacked engine may use for a chunk of devices")
     threads: int = option(0, "torch threads; 0: as torch has it", low=0, high=1024)
+    kernels: str = option(
+        "auto",
+        "what computes in the stacked engine: compiled kernels where they know the model, else torch; torch alone; or "
+        "the kernels alone, and an error where they can't",
+        choices=("auto", "torch", "native"),
+    )
 
 
 @dataclass(frozen=True)

@@ -331,7 +331,7 @@ def _engine(kit: Kit, scheme: Scheme, population: Population) -> Engine:
     def build(program: Program, population: Population) -> Loop | Stacked:
         if run.engine == "loop":
             return Loop(program, population)
-        return Stacked(program, population, settings.parse_bytes(run.memory))
+        return Stacked(program, population, settings.parse_bytes(run.memory), run.kernels)
 
     return build(groups[0].program, population) if len(programs) == 1 else Groups(groups, population, build)
 

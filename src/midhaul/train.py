@@ -28,6 +28,7 @@ from midhaul.runtime.asynchronous import Asynchronous
 from midhaul.runtime.coding import AsDelivered
 from midhaul.runtime.drift import Watch
 from midhaul.runtime.firmware import Firmware
+from midhaul.runtime.groups import kernels_of
 from midhaul.runtime.over_link import Ledger, OverLink
 from midhaul.runtime.participation import Participation
 from midhaul.server import Progress, Server
@@ -151,11 +152,24 @@ class _Run:
             scores = self._evaluate(server, number) if due else None
             self.wall_s += time.perf_counter() - began
             self._line(number, scores, metrics)
+            if number == done + 1:
+                self._tell_kernels()
             if last or number % config.run.checkpoint_every == 0:
                 self._save(number, server)
             if self.progress is not None:
                 self.progress("rounds", number, config.run.rounds)
         return Result(self._finish(server), server, self.out)
+
+    def _kernels(self) -> dict[str, str]:
+        """Says what computed each op in simulation: the compiled kernels, or torch and why."""
+        engine = self.plant.engine.simulated if isinstance(self.plant.engine, Firmware) else self.plant.engine
+        return {op: by for kernels in kernels_of(engine) for op, by in kernels.told().items()}
+
+    def _tell_kernels(self) -> None:
+        if self.plant.config.run.kernels == "auto":
+            for op, by in self._kernels().items():
+                if by != "native":
+                    self.tell(f"{op} is computed by {by}")
 
     def _key(self, number: int) -> rng.Key:
         return rng.Key(self.plant.config.run.seed, number, rng.SERVER, 0)
@@ -300,6 +314,7 @@ class _Run:
             "scheme": plant.scheme.name,
             "title": plant.scheme.title,
             "engine": plant.config.run.engine,
+            "kernels": self._kernels(),
             "data": plant.dataset.name,
             "board": ", ".join(dict.fromkeys(group.board.name for group in groups)),
             "radio": ", ".join(dict.fromkeys(group.radio.name for group in groups)),

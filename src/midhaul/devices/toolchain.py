@@ -628,3 +628,23 @@ def counter_library() -> Path:
         _run([*compiler.command, *flags, "-shared", *map(str, objects), "-o", str(folder / "mh_count.so")], "mh_count")
 
     return _cached(_digest("count", compiler.version, *flags, *(str(path) for path in objects)), make) / "mh_count.so"
+
+
+def kernel_library(folder: Path, *, sanitize: str = "", compiler: Compiler | None = None) -> Path:
+    """Gives a shared library of all C files of a folder, built for speed on this very processor.
+
+    `sanitize` is what -fsanitize takes. Raises: DependencyError without a compiler, EngineError if it can't be built.
+    """
+    compiler = compiler or host_compiler()
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-fno-math-errno", "-fPIC", "-pthread", "-g0"]
+    flags += ["-march=native"] if compiler.kind == "zig" or platform.machine() in ("x86_64", "AMD64") else []
+    flags += ["-O1", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else ["-O2"]
+    flags += ["-fno-sanitize=all"] if compiler.kind == "zig" and not sanitize else []
+    files = sorted(folder.glob("*.c"))
+    objects = _objects(compiler, [*flags, f"-DMK_HOST_{_digest(_processor())[:8]}"], files, [folder])
+
+    def make(working: Path) -> None:
+        link = [*compiler.command, *flags, "-shared", *map(str, objects), "-lm", "-o", str(working / "kernels.so")]
+        _run(link, "the compiled kernels")
+
+    return _cached(_digest("kernels", compiler.version, *flags, *(str(path) for path in objects)), make) / "kernels.so"

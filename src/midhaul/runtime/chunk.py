@@ -19,6 +19,7 @@ from midhaul.message import ROW_KINDS, Message, Op, Replies
 from midhaul.models import losses
 from midhaul.program import Indices, Population, Program
 from midhaul.runtime import gradients
+from midhaul.runtime.native.kernels import Kernels
 from midhaul.tree import Tree
 
 FLAT_ROWS = 2048  # rows of one forward pass when all devices share their parameters
@@ -29,6 +30,7 @@ class Memory(Protocol):
 
     program: Program
     population: Population
+    kernels: Kernels
 
     def parameters(self, message: Message, devices: list[int]) -> tuple[Tree, Tree]: ...
 
@@ -252,6 +254,8 @@ class Chunk:
 
     def descend(self, soft: Tensor | None) -> tuple[Tree, dict[str, Tensor]]:
         """Trains the slice `train` on every device; gives the tensors that changed [D, ...] and the mean losses [D]."""
+        if self.fleet.kernels.refusal(self.message, self.population) is None:
+            return self.fleet.kernels.fit(self, soft)
         names = self.program.names(str(self.settings["train"]))
         plans = [self._plan(place) for place in range(len(self.devices))]
         # Longest first, so that the devices still at work in a step are the first ones.

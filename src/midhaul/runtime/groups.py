@@ -11,6 +11,7 @@ from midhaul.fleet import Group, Part
 from midhaul.message import Message, Replies, gather, join
 from midhaul.program import Population, Program
 from midhaul.runtime.loop import Loop
+from midhaul.runtime.native.kernels import Kernels
 from midhaul.runtime.stacked import Stacked
 from midhaul.tree import Tree
 
@@ -84,3 +85,9 @@ class Groups:
             trees[int(place)][f"{part}/{rest}"] = value
         for engine, held in zip(self.engines, trees, strict=True):
             engine.restore(held)
+
+
+def kernels_of(engine: Loop | Stacked | Groups) -> list[Kernels]:
+    """Gives the compiled kernels of an engine, those of each kind of device in turn."""
+    engines = engine.engines if isinstance(engine, Groups) else [engine]
+    return [part.kernels for part in engines if isinstance(part, Stacked)]

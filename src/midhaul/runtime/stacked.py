@@ -19,6 +19,7 @@ from midhaul.message import Message, Op, Replies, join
 from midhaul.models import adapters, count
 from midhaul.program import Indices, Population, Program
 from midhaul.runtime.chunk import Chunk, replies_of
+from midhaul.runtime.native.kernels import Kernels
 from midhaul.tree import Tree
 
 
@@ -39,10 +40,13 @@ class Stacked:
     `memory_bytes` bounds what the training of a chunk of devices may take; chunks are made to fit it.
     """
 
-    def __init__(self, program: Program, population: Population, memory_bytes: int = 10**9) -> None:
+    def __init__(
+        self, program: Program, population: Population, memory_bytes: int = 10**9, kernels: str = "auto"
+    ) -> None:
         self.program = program
         self.population = population
         self.memory_bytes = memory_bytes
+        self.kernels = Kernels(program, kernels)
         self.num_devices = population.num_devices
         self.base: Tree = {}
         self.own: Tree = {}
