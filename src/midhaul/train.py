@@ -86,6 +86,24 @@ def run(
             plant.engine.close()
 
 
+def behind_link(plant: Plant, ledger: Ledger) -> Participation:
+    """Gives the fleet that a run's scheme speaks to: who takes part, over the link, of the plant's engine."""
+    link = plant.config.link
+    over_link = OverLink(
+        plant.engine,
+        plant.kit.program,
+        plant.board,
+        plant.radio,
+        loss=link.loss,
+        retries=link.retries,
+        ledger=ledger,
+        groups=plant.kit.groups,
+        coding=plant.coding,
+        around=plant.around,
+    )
+    return Participation(over_link, plant.kit, keeps_stragglers=plant.scheme.keeps_stragglers)
+
+
 class _Run:
     """A run under way."""
 
@@ -93,19 +111,7 @@ class _Run:
         self.plant, self.out, self.tell, self.progress = plant, out, tell, progress
         config = plant.config
         self.ledger = Ledger()
-        over_link = OverLink(
-            plant.engine,
-            plant.kit.program,
-            plant.board,
-            plant.radio,
-            loss=config.link.loss,
-            retries=config.link.retries,
-            ledger=self.ledger,
-            groups=plant.kit.groups,
-            coding=plant.coding,
-            around=plant.around,
-        )
-        there = Participation(over_link, plant.kit, keeps_stragglers=plant.scheme.keeps_stragglers)
+        there = behind_link(plant, self.ledger)
         self.flying = None if config.fleet.mode == "synchronous" else Asynchronous(there, plant.kit)
         self.fleet = self.flying or there
         self.there = there

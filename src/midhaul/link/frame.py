@@ -40,6 +40,7 @@ CRC_BYTES = CRC.size
 _REPLY = 1  # the one flag
 _TENSOR = struct.Struct("<IBB")  # id dtype ndim, then ndim times u32, then the data
 _METRIC = struct.Struct("<Id")
+TENSOR_BYTES, METRIC_BYTES = _TENSOR.size, _METRIC.size  # before a tensor's shape and data; of a metric
 _NUMBER = struct.Struct("<BB")  # number and type of a setting, then its value
 _INT, _FLOAT, _TEXT = 0, 1, 2
 _I32 = struct.Struct("<i")

@@ -97,8 +97,12 @@ def cnn1d(
     kernel: int = 5,
     stride: int = 2,
     norm: str = "none",
+    pool: int = 1,
 ) -> nn.Module:
-    """Convolutions along time with stride and ReLU, then the mean over time. Shapes: [B, C, L] -> [B, num_classes]."""
+    """Convolutions along time with stride and ReLU, then the mean over time. Shapes: [B, C, L] -> [B, num_classes].
+
+    With `pool` above 1 the largest of so many steps is taken behind each ReLU.
+    """
     if norm not in ("none", "group"):
         raise ModelError(f"the option norm is {norm!r}; it must be none or group")
     width, kernel, layers = input_shape[0], _odd("kernel", kernel), dict[str, nn.Module]()
@@ -107,6 +111,8 @@ def cnn1d(
         if norm == "group":
             layers[f"norm{place}"] = nn.GroupNorm(math.gcd(out, 8), out)
         layers[f"relu{place}"] = nn.ReLU()
+        if size("pool", pool) > 1:
+            layers[f"pool{place}"] = nn.MaxPool1d(pool)
         width = out
     layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool1d(1), nn.Flatten()
     layers["head"] = nn.Linear(width, num_classes)

@@ -1,0 +1,143 @@
+"""The contest of simulators: what it counts, what it hands out, and what it writes."""
+
+import json
+
+import numpy as np
+import pytest
+from benchmarks.simulation import __main__ as command
+from benchmarks.simulation import contest, table
+from benchmarks.simulation.sides import SCRIPTS, Side
+from benchmarks.simulation.works import WORKS, Work, build, flops, layers, write
+from torch import nn
+
+SMALL = Work(
+    "W1", "tiny", (6,), 3, 8, 10, 4, 4, 0.05, {"tiny_model": "mlp", "tiny_options": {"hidden": [5]}}
+)  # a folder is found by its name
+
+
+def score(name, seconds, **more):
+    whole = contest.Score(name, name, seconds=seconds, **more)
+    return {**contest.asdict(whole), "median_s": whole.median_s}
+
+
+def found():
+    scores = [
+        score("midhaul", [0.1, 0.3, 0.2], first_s=2.0, gap=0.0),
+        score("other", [0.4], first_s=1.0, gap=1e-7),
+        score("gone", [], why_not="it ended: Error"),
+        score("sgemm", [0.5], facts={"flops": 1e9}),
+    ]
+    spec = {"name": "W1", "title": "tiny", "clients_a_round": 4, "flops_a_client": 1e7}
+    return {"spec": spec, "threads": 2, "scores": scores}
+
+
+def test_a_row_has_rate_ratio_and_share_of_the_machine():
+    ours, other, gone = table.rows(found())
+    # 4 clients in 0.2 s (the median) are 20 a second, 2e8 operations a second, a tenth of sgemm's 2e9
+    assert ours == ("midhaul", "20", "1.00x", "10.0", "2.0", "0e+00")
+    assert other == ("other", "10", "2.00x", "5.0", "1.0", "1e-07")
+    assert gone == ("gone", "-", "-", "-", "-", "it ended: Error")
+
+
+def test_a_side_with_other_weights_does_other_work():
+    told = found()
+    told["scores"][1]["gap"] = 0.1
+    assert table.rows(told)[1][-1] == "1e-01; NOT THE SAME WORK"
+
+
+def test_the_section_is_put_in_the_place_of_the_one_before(tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text("# Results\n\nbefore\n", encoding="utf-8")
+    table.write(page, table.markdown({"W1": found()}, "a machine", "a command"))
+    once = page.read_text(encoding="utf-8")
+    table.write(page, table.markdown({"W1": found()}, "a machine", "a command"))
+    assert page.read_text(encoding="utf-8") == once
+    assert once.startswith("# Results\n\nbefore\n\n" + table.BEGIN)
+    assert once.count(table.HEADING) == 1
+
+
+def test_the_operations_of_w1_are_those_counted_by_hand():
+    work = WORKS["W1"]
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    macs = 3 * (64 * 32 + 32 * 10) - 64 * 32
+
+    class Plant:
+        class kit:
+            large = None
+
+            class program:
+                pass
+
+    Plant.kit.program.module, Plant.kit.program.input_shape = module, work.shape
+    assert flops(Plant) == 2.0 * macs
+
+
+def test_what_is_handed_out_is_what_midhaul_does(tmp_path):
+    folder = tmp_path / "W1"
+    write(SMALL, folder, 1)
+    spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+    plant = build(SMALL, folder, 1)
+    rows, orders, cohorts = (np.load(folder / f"{name}.npy") for name in ("rows", "orders", "cohorts"))
+    assert rows.shape == (8, 10)
+    assert all(np.array_equal(rows[d], plant.engine.population.rows(d, "train")) for d in range(8))
+    assert cohorts.shape[1] == 4
+    assert np.array_equal(np.sort(orders, 2), np.broadcast_to(np.arange(10), orders.shape))
+    assert spec["layers"] == layers(plant.kit.program.module, 0)
+    assert [kind for kind, *_ in spec["layers"]] == ["flatten", "linear", "relu", "linear"]
+
+
+FAKE = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(SCRIPTS)!r})
+from protocol import Line, Task, serve
+
+class Fake:
+    loss = 1.5
+
+    def __init__(self):
+        self.task, self.done = Task(Path(sys.argv[1])), 0
+
+    def facts(self):
+        return {{"batch": self.task.batch}}
+
+    def arrays(self):
+        return {{name: value + float(sys.argv[2]) * self.done for name, value in self.task.weights.items()}}
+
+    def round(self, number):
+        print("chatter that is no answer")
+        rows, labels = self.task.cohort(number)
+        assert rows.shape == labels.shape == (4, 10)
+        self.done += 1
+
+serve(Line(), Fake)
+"""
+
+
+def test_sides_take_turns_and_are_held_to_the_first(tmp_path):
+    (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
+    taking = [Side(name, name, str(tmp_path / "fake.py"), (moved,)) for name, moved in (("midhaul", "0"), ("odd", "2"))]
+    told = contest.measure(SMALL, taking, tmp_path / "W1", threads=1, turns=2, budget_s=60.0)
+    first, odd = told["scores"]
+    assert (first["loss"], first["facts"], first["gap"], first["why_not"]) == (1.5, {"batch": 4}, 0.0, "")
+    assert odd["gap"] == pytest.approx(2.0, abs=1e-6)
+    assert len(first["seconds"]) > 2
+
+
+def test_a_side_that_ends_is_told_with_its_last_error(tmp_path):
+    broken = Side("broken", "broken", "no_such_script.py", checked=False)
+    (one,) = contest.measure(SMALL, [broken], tmp_path / "W1", threads=1, turns=1, budget_s=1.0)["scores"]
+    assert one["why_not"].startswith("it ended: ")
+    assert not one["seconds"]
+
+
+def test_a_side_that_cannot_do_a_workload_says_why(tmp_path):
+    odd = Side("odd", "odd", "plain.py", kinds=("other",), why_not="has no such thing")
+    (one,) = contest.measure(SMALL, [odd], tmp_path / "W1", threads=1, turns=1, budget_s=1.0)["scores"]
+    assert one["why_not"] == "has no such thing"
+
+
+@pytest.mark.parametrize("arguments", [["--workloads", "W9"], ["--peers", "nobody"]])
+def test_an_unknown_name_is_refused(arguments, capsys):
+    assert command.main(arguments) == 2
+    assert "there is no" in capsys.readouterr().err
