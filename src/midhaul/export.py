@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from midhaul import checkpoint, config, plant, rng
@@ -37,6 +38,7 @@ from midhaul.models.quantise import quantise
 from midhaul.models.translate import translate
 from midhaul.models.window import blocks, take_window, window
 from midhaul.net import Kind, Layer, Net, macs
+from midhaul.runtime.own import owners
 from midhaul.units import format_bytes
 
 PRECISIONS = ("float32", "int8")
@@ -330,15 +332,15 @@ def _part(shared: dict[str, Tensor], kit: Kit, group: Group) -> dict[str, Tensor
 
 
 def _kept(own: dict[str, Tensor], device: int, inside: str) -> dict[str, Tensor]:
-    """Gives what one device keeps: the stacked engine saves own/NAME [devices, ...], the loop tree/DEVICE/NAME.
+    """Gives what one device keeps: the stacked engine saves own/NAME [K, ...], the loop tree/DEVICE/NAME.
 
     Where devices hold unlike models, the number of the engine, `inside`, is in front of NAME and of DEVICE.
     """
     prefix = f"tree/{inside}{device}/"
     found = {path.removeprefix(prefix): value for path, value in own.items() if path.startswith(prefix)}
     for path, value in own.items():
-        if path.startswith(f"own/{inside}") and 0 <= device < len(value):
-            found[path.removeprefix(f"own/{inside}")] = value[device]
+        if path.startswith(f"own/{inside}") and (place := torch.nonzero(owners(own, path) == device)).numel():
+            found[path.removeprefix(f"own/{inside}")] = value[int(place)]
     return found
 
 

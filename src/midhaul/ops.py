@@ -44,7 +44,12 @@ def run(program: Program, state: State, message: Message, key: rng.Key) -> tuple
     return _OPS[message.op](program, state, message, key)
 
 
-def batches(key: rng.Key, num_rows: int, settings: Mapping[str, Any]) -> Iterator[Indices]:
+def batches(
+    key: rng.Key,
+    num_rows: int,
+    settings: Mapping[str, Any],
+    permutation: Callable[[rng.Key, int], Indices] = rng.permutation,
+) -> Iterator[Indices]:
     """Gives the rows of each step: every epoch in an order of its own, the last batch of an epoch as short as it is.
 
     `batch` 0 is all rows; `steps` > 0 is that many steps, over as many epochs as they need, instead of `epochs`. `step`
@@ -56,7 +61,7 @@ def batches(key: rng.Key, num_rows: int, settings: Mapping[str, Any]) -> Iterato
     steps, made, epoch = int(settings.get("steps", 0)), 0, int(settings.get("epoch", 0))
     begin = size * int(settings.get("step", 0))
     while steps > made or (not steps and epoch < int(settings.get("epochs", 1))):
-        order = rng.permutation(key.at(epoch), num_rows)
+        order = permutation(key.at(epoch), num_rows)
         for first in range(begin, num_rows, size):
             if steps and made == steps:
                 return
@@ -65,7 +70,12 @@ def batches(key: rng.Key, num_rows: int, settings: Mapping[str, Any]) -> Iterato
         begin, epoch = 0, epoch + 1
 
 
-def step_rows(settings: Mapping[str, Any], num_rows: int, key: rng.Key) -> Indices:
+def step_rows(
+    settings: Mapping[str, Any],
+    num_rows: int,
+    key: rng.Key,
+    permutation: Callable[[rng.Key, int], Indices] = rng.permutation,
+) -> Indices:
     """Gives the rows of FORWARD on training rows: all, or a step's part of an order that each epoch draws anew.
 
     `order` names the device whose order it is, so that devices may go through rows that they share side by side.
@@ -75,7 +85,7 @@ def step_rows(settings: Mapping[str, Any], num_rows: int, key: rng.Key) -> Indic
         return np.arange(num_rows, dtype=np.int64)
     first = size * int(settings.get("step", 0))
     key = key._replace(device=int(settings.get("order", key.device)))
-    return rng.permutation(key.at(int(settings.get("epoch", 0))), num_rows)[first : first + size]
+    return permutation(key.at(int(settings.get("epoch", 0))), num_rows)[first : first + size]
 
 
 def sgd_step(

@@ -6,7 +6,7 @@ Shape letters: N rows of the whole population, B rows of a batch, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -59,6 +59,7 @@ class Population:
     device i; else the test devices are others, numbered after those that train, and a training device that is tested
     all the same (its model is its own) is tested on the rows of all of them. `members` are the devices that a fleet of
     it has, if not all. `classes`, if there are any, are those that each device tells apart, by numbers of its own.
+    `levels` [256], if given, are the numbers that the bytes of x stand for: rows then take a quarter of the memory.
     """
 
     x: Tensor
@@ -69,24 +70,28 @@ class Population:
     own_test: bool
     members: tuple[int, ...] | None = None
     classes: tuple[Indices, ...] = ()
+    levels: Tensor | None = None
 
     @property
     def num_devices(self) -> int:
         """How many devices there are, those that train and those that only test, members or not."""
         return len(self.train) if self.own_test else len(self.train) + len(self.test)
 
-    @property
+    @cached_property
     def devices(self) -> tuple[int, ...]:
         """The devices that train."""
         return self._among(range(len(self.train)))
 
-    @property
+    @cached_property
     def test_devices(self) -> tuple[int, ...]:
         """The devices that a shared model is tested on."""
         return self.devices if self.own_test else self._among(range(len(self.train), self.num_devices))
 
     def _among(self, devices: range) -> tuple[int, ...]:
-        return tuple(device for device in devices if self.members is None or device in self.members)
+        if self.members is None:
+            return tuple(devices)
+        members = frozenset(self.members)
+        return tuple(device for device in devices if device in members)
 
     @cached_property
     def _all_test(self) -> Indices:
@@ -101,10 +106,21 @@ class Population:
             return self.test[place] if place >= 0 else self._all_test
         return self.adapt[place] if place >= 0 and self.adapt else np.zeros(0, np.int64)
 
+    def inputs(self, places: Tensor) -> Tensor:
+        """Gives the rows of x at these places, as a model takes them. Shapes: [...] -> [..., *input shape]."""
+        rows = self.x[places]
+        if self.levels is None:
+            return rows
+        return self.levels.index_select(0, rows.reshape(-1).int()).reshape(rows.shape)
+
+    def plain(self) -> Population:
+        """Gives the same with x as numbers, should it be bytes that stand for them."""
+        return self if self.levels is None else replace(self, x=self.inputs(torch.arange(len(self.x))), levels=None)
+
     def local(self, device: int) -> Local:
         """Gives what one device holds."""
         places = [torch.from_numpy(self.rows(device, name)) for name in ("train", "test", "adapt")]
-        return Local(*(Examples(self.x[at], self.labels([device], at[None])[0]) for at in places))
+        return Local(*(Examples(self.inputs(at), self.labels([device], at[None])[0]) for at in places))
 
     def labels(self, devices: Sequence[int], places: Tensor) -> Tensor:
         """Gives the labels of rows as their devices number them; -1 for a class that a device doesn't tell apart.

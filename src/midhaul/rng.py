@@ -161,10 +161,68 @@ def permutation(key: Key, num: int) -> npt.NDArray[np.int64]:
     return np.asarray(order, np.int64)
 
 
+def permutations(keys: Sequence[Key], num: int) -> npt.NDArray[np.int64]:
+    """Gives `permutation(key, num)` of each key, made side by side. Shapes: [K, num].
+
+    >>> keys = [key(1, 0, device, Use.BATCH) for device in range(3)]
+    >>> all(np.array_equal(order, permutation(k, 9)) for k, order in zip(keys, permutations(keys, 9), strict=True))
+    True
+    """
+    order = np.tile(np.arange(num, dtype=np.int64), (len(keys), 1))
+    drawn, rows = words(keys, max(num - 1, 0)).astype(np.uint64), np.arange(len(keys))
+    for step in range(num - 1):
+        last = num - 1 - step
+        other = ((drawn[:, step] * np.uint64(last + 1)) >> np.uint64(32)).astype(np.int64)
+        taken = order[rows, other]
+        order[rows, other] = order[:, last]
+        order[:, last] = taken
+    return order
+
+
+def words(keys: Sequence[Key], num: int) -> Words:
+    """Gives the first `num` words of each key's stream, all of one seed. Shapes: [K, num] uint32."""
+    if not keys or not num:
+        return np.zeros((len(keys), num), np.uint32)
+    blocks = -(-num // 4)
+    counter = np.empty((len(keys), blocks, 4), np.uint32)
+    counter[:, :, 0] = np.arange(blocks, dtype=np.uint32)
+    counter[:, :, 1:] = np.array([[k.round & _MASK, k.device & _MASK, k.use & _MASK] for k in keys], np.uint32)[:, None]
+    return philox(counter.reshape(-1, 4), keys[0].seed).reshape(len(keys), -1)[:, :num]
+
+
 def choose(key: Key, num: int, population: Sequence[int]) -> tuple[int, ...]:
     """Gives `num` members of the population without repetition, in ascending order."""
-    order = permutation(key, len(population))[:num]
-    return tuple(sorted(population[i] for i in order))
+    return tuple(sorted(population[i] for i in first_of_permutation(key, num, len(population)).tolist()))
+
+
+def first_of_permutation(key: Key, num: int, size: int) -> npt.NDArray[np.int64]:
+    """Gives the first `num` places of `permutation(key, size)` without shuffling them all. Shapes: [num].
+
+    Step t of the shuffle swaps places last = size - 1 - t and other <= last. So what ends in place p is what place
+    other(p) held before step last = p; that is its own number, unless an earlier step had put something there, the
+    latest of which is that with the smallest last > p and the same other: what place last held before that step.
+
+    >>> stream = key(5, 0, 0, Use.COHORT)
+    >>> np.array_equal(first_of_permutation(stream, 3, 900), permutation(stream, 900)[:3])
+    True
+    """
+    num = min(num, size)
+    if size < 512 or 2 * num > size:
+        return permutation(key, size)[:num]
+    last = np.arange(size - 1, 0, -1)
+    other = np.zeros(size, np.int64)
+    other[1:] = ((key.words(size - 1).astype(np.uint64) * (last + 1).astype(np.uint64)) >> np.uint64(32))[::-1]
+    # Sorted by (other, last); both are below 2^31, and a step that swaps a place with itself leaves what it finds.
+    steps = np.sort((other << 32) | np.arange(size))
+    at, below = other[:num].copy(), np.arange(num)  # the place whose content is sought, before which step
+    open_ = np.arange(num)
+    while len(open_):
+        found = np.searchsorted(steps, (at[open_] << 32) | (below[open_] + 1))
+        step = steps[np.minimum(found, size - 1)]
+        goes_on = (found < size) & (step >> 32 == at[open_])
+        open_, step = open_[goes_on], step[goes_on] & 0xFFFFFFFF
+        at[open_], below[open_] = step, step
+    return at
 
 
 @contextlib.contextmanager

@@ -293,7 +293,8 @@ class _Run:
         return self.watch.alarms if self.watch is not None else []
 
     def _finish(self, server: Server) -> Summary:
-        devices = {name: value for name, value in self.plant.engine.dump().items() if not name.startswith("momentum/")}
+        kept = self.plant.engine.dump()
+        devices = {name: value for name, value in kept.items() if not name.startswith(("momentum/", "of_momentum/"))}
         trees: dict[str, Tree] = {"tiny": server.tree, "large": server.large, "devices": _own(devices, server.tree)}
         summary = self._summary(server, devices)
         if self.out is not None:
@@ -423,7 +424,7 @@ def _device_name(device: int, plant: Plant) -> str:
 
 def _own(devices: Tree, shared: Tree) -> Tree:
     """Gives what the devices hold that is their own."""
-    return {name: value for name, value in devices.items() if name.startswith(("own/", "tree/"))}
+    return {name: value for name, value in devices.items() if name.startswith(("own/", "of_own/", "tree/"))}
 
 
 def _check_finite(server: Server, number: int) -> None:

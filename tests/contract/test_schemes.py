@@ -25,6 +25,7 @@ from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.groups import Groups
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.over_link import Ledger, OverLink
+from midhaul.runtime.own import owners
 from midhaul.runtime.participation import Participation
 from midhaul.runtime.stacked import Stacked
 from midhaul.schemes import SCHEMES
@@ -93,9 +94,11 @@ def device_trees(fleet: object) -> Tree:
             whole[rest] = value
         elif part == "base":
             whole.update({f"{device}/{rest}": value for device in fleet.devices})  # type: ignore[attr-defined]
-    for path, value in fleet.dump().items():  # type: ignore[attr-defined]
+    dumped = fleet.dump()  # type: ignore[attr-defined]
+    for path, value in dumped.items():
         if path.startswith("own/"):
-            whole.update({f"{d}/{path[4:]}": value[d] for d in fleet.devices})  # type: ignore[attr-defined]
+            held = dict(zip(owners(dumped, path).tolist(), value, strict=True))
+            whole.update({f"{d}/{path[4:]}": held[d] for d in fleet.devices if d in held})  # type: ignore[attr-defined]
     return dict(sorted(whole.items()))
 
 

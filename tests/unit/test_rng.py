@@ -77,6 +77,24 @@ def test_permutation_is_one_and_every_order_comes_up() -> None:
     assert rng.permutation(rng.key(0, 0, 0, Use.BATCH), 1).tolist() == [0]
 
 
+@pytest.mark.parametrize("num", [0, 1, 2, 50])
+def test_many_orders_at_once_are_those_that_one_by_one_gives(num: int) -> None:
+    keys = [rng.key(3, number, device, Use.BATCH).at(device) for number in (0, 9) for device in (0, 5, 2**32 - 1)]
+    orders = rng.permutations(keys, num)
+    assert orders.shape == (6, num)
+    assert [order.tolist() for order in orders] == [rng.permutation(key, num).tolist() for key in keys]
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 3000])
+@pytest.mark.parametrize("num", [1, 2, 40, 256, 5000])
+def test_the_first_places_of_an_order_are_found_without_the_rest(num: int, size: int) -> None:
+    for number in range(3):
+        key = rng.key(3, number, rng.SERVER, Use.COHORT)
+        wanted = rng.permutation(key, size)[:num].tolist()
+        assert rng.first_of_permutation(key, num, size).tolist() == wanted
+        assert rng.choose(key, num, range(100, 100 + size)) == tuple(sorted(100 + place for place in wanted))
+
+
 def test_uniform_and_normal_have_their_moments() -> None:
     key = rng.key(11, 0, 0, Use.NOISE)
     draws = rng.uniform(key, 40_000)

@@ -30,6 +30,7 @@ from midhaul.inference.gate import Bools
 from midhaul.inference.stages import Ints
 from midhaul.message import Message, Op, Replies
 from midhaul.plant import Plant
+from midhaul.runtime.own import owners
 from midhaul.server import Server
 from midhaul.tree import Tree
 
@@ -197,10 +198,12 @@ def _restore(plant: Plant, server: Server, kept: Tree, folder: Path) -> None:
         return
     wrong = [n for n, v in server.tree.items() if n not in initial or initial[n].shape != v.shape]
     own: dict[int, Tree] = {}
-    for path, value in sorted(kept.items()):  # own/NAME, of all devices; then tree/DEVICE/NAME, which is that one's
+    training = set(fleet.devices)
+    for path, value in sorted(kept.items()):  # own/NAME, of some devices; then tree/DEVICE/NAME, which is that one's
         part, _, rest = path.partition("/")
         if part == "own":
-            own.update({d: {**own.get(d, {}), rest: value[d]} for d in fleet.devices if d < len(value)})
+            places = {d: place for place, d in enumerate(owners(kept, path).tolist()) if d in training}
+            own.update({d: {**own.get(d, {}), rest: value[place]} for d, place in places.items()})
         elif part == "tree":
             number, _, name = rest.partition("/")
             own.setdefault(int(number), {})[name] = value

@@ -5,6 +5,7 @@ Shape letters: D devices of the chunk, S steps, B rows of a batch (the widest), 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -41,6 +42,22 @@ class Memory(Protocol):
     def set_velocity(self, name: str, devices: list[int], values: Tensor) -> None: ...
 
 
+class Orders:
+    """`rng.permutation` for devices that mostly ask alike: those with as many rows are drawn for with the first."""
+
+    def __init__(self, devices: Sequence[int], rows: Sequence[Indices]) -> None:
+        self._alike: dict[int, list[int]] = {}
+        for device, own in zip(devices, rows, strict=True):
+            self._alike.setdefault(len(own), []).append(device)
+        self._drawn: dict[rng.Key, Indices] = {}
+
+    def __call__(self, key: rng.Key, num: int) -> Indices:
+        if key not in self._drawn:
+            keys = list(dict.fromkeys([key, *(key._replace(device=device) for device in self._alike.get(num, ()))]))
+            self._drawn.update(zip(keys, rng.permutations(keys, num), strict=True))
+        return self._drawn[key]
+
+
 class Chunk:
     """One op on the devices of one chunk."""
 
@@ -50,6 +67,7 @@ class Chunk:
         self.devices, self.rows, self.key = devices, rows, key
         self.shared, self.each = fleet.parameters(message, devices)
         self.counts = [float(len(r)) for r in rows]
+        self._orders = Orders(devices, rows)
         self._call = self.program.call_front if message.op == Op.FORWARD else self.program.call
         # Rows that the server sent to be trained on: they have logits and no label.
         self.sent = message.tree.get("x") if message.op == Op.FIT else None
@@ -69,7 +87,7 @@ class Chunk:
         nothing = {"rows": torch.zeros(len(self.devices), dtype=torch.float64)}
         if self.settings.get("what") in ("examples", "test"):
             places, _ = _padded(self.rows)
-            tensors = {"x": self.population.x[places], "y": self._labels(places)}
+            tensors = {"x": self.population.inputs(places), "y": self._labels(places)}
             return replies_of(self.devices, tensors, self.rows, self.counts, nothing)
         names = self.program.sendable(str(self.settings.get("send", "whole")))
         return replies_of(self.devices, {name: self._stacked(name) for name in names}, None, self.counts, nothing)
@@ -221,7 +239,7 @@ class Chunk:
                 return pull, updated
 
             slopes, (_, updated) = vmap(grad_and_value(pulled, has_aux=True), in_dims=(0, 0, None, 0, 0, 0))(
-                weights, others, self.shared, self.population.x[places], g, mask
+                weights, others, self.shared, self.population.inputs(places), g, mask
             )
             self._step(active, weights, slopes)
             for name, value in updated.items():
@@ -306,7 +324,7 @@ class Chunk:
         """Gives x [D, B, ...], y [D, B], the mask [D, B] and, if there are any, the teacher's logits of some rows."""
         places, mask = _padded([self.rows[device][own] for device, own in zip(at, rows, strict=True)])
         if self.sent is None:
-            x, y = self.population.x[places], self._labels(places, at)
+            x, y = self.population.inputs(places), self._labels(places, at)
         else:
             x, y = self.sent[places], torch.full(places.shape, -1)
         part = (x, y, mask)
@@ -331,7 +349,7 @@ class Chunk:
         if not self.each and not (training and self.program.personal):
             return self._flat(mask)
         same = all(rows is self.rows[0] for rows in self.rows)
-        x = self.population.x[places[0]] if same else self.population.x[places]
+        x = self.population.inputs(places[0]) if same else self.population.inputs(places)
 
         def one(each: Tree, shared: Tree, x: Tensor, mask: Tensor) -> Tensor:
             return self._call({**shared, **each}, x, training=training, mask=mask)[0]
@@ -346,7 +364,7 @@ class Chunk:
         rows = torch.from_numpy(np.concatenate(self.rows) if self.rows else np.zeros(0, np.int64))
         distinct, back = torch.unique(rows, return_inverse=True)
         chunks = distinct.split(FLAT_ROWS) if len(distinct) else (distinct,)
-        flat = torch.cat([self._apply(self.shared, self.population.x[chunk]) for chunk in chunks])[back]
+        flat = torch.cat([self._apply(self.shared, self.population.inputs(chunk)) for chunk in chunks])[back]
         out = flat.new_zeros((*mask.shape, *flat.shape[1:]))
         out[mask.bool()] = flat
         return out
@@ -359,7 +377,7 @@ class Chunk:
         device = self.devices[place]
         settings = {**self.settings, **{n: values[place] for n, values in self.message.each_settings.items()}}
         key = rng.key(self.key.seed, self.key.round, device, rng.Use.BATCH)
-        return list(ops.batches(key, len(self.rows[place]), settings))
+        return list(ops.batches(key, len(self.rows[place]), settings, self._orders))
 
     def _stacked(self, name: str) -> Tensor:
         if name in self.each:

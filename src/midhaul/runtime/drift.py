@@ -51,7 +51,7 @@ def drifted(population: Population, config: Config, num_classes: int) -> tuple[P
     The drifting devices are drawn from the run's seed. Their training rows become others, their test rows too where
     these are their own; beside the new ones they keep `fleet.replay` rows of the past to train on.
     """
-    seed, data = config.run.seed, config.data
+    seed, data, population = config.run.seed, config.data, population.plain()
     key = rng.key(seed, 0, rng.SERVER, rng.Use.DRIFT)
     devices = range(len(population.train))
     chosen = rng.choose(key, max(1, round(data.drift_devices * len(devices))), devices)

@@ -48,7 +48,7 @@ class Firmware:
         self.program, self.population = program, population
         self.simulated = Stacked(program, population, memory_bytes)
         with torch.no_grad():
-            out, _ = program.call(program.initial, population.x[:1], training=False)
+            out, _ = program.call(program.initial, population.inputs(torch.zeros(1, dtype=torch.int64)), training=False)
         shape = tuple(out.shape[1:])
         self.remotes = {
             device: Remote(

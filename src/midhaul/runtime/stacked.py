@@ -18,8 +18,10 @@ from midhaul.fleet import Part
 from midhaul.message import Message, Op, Replies, join
 from midhaul.models import adapters, count
 from midhaul.program import Indices, Population, Program
-from midhaul.runtime.chunk import Chunk, replies_of
+from midhaul.runtime import own
+from midhaul.runtime.chunk import Chunk, Orders, replies_of
 from midhaul.runtime.native.kernels import Kernels
+from midhaul.runtime.own import Own
 from midhaul.tree import Tree
 
 
@@ -36,7 +38,7 @@ class Job:
 class Stacked:
     """A fleet in this process that trains its devices side by side.
 
-    A name that all devices hold alike lies once in `base`; a name that differs lies in `own` as [devices, ...].
+    A name that all devices hold alike lies once in `base`; one that differs lies in `own`, for those that have one.
     `memory_bytes` bounds what the training of a chunk of devices may take; chunks are made to fit it.
     """
 
@@ -49,8 +51,8 @@ class Stacked:
         self.kernels = Kernels(program, kernels)
         self.num_devices = population.num_devices
         self.base: Tree = {}
-        self.own: Tree = {}
-        self.momentum: Tree = {}
+        self.own: dict[str, Own] = {}
+        self.momentum: dict[str, Own] = {}
         self.stash: dict[int, Indices] = {}
         self._activations: int | None = None
 
@@ -73,7 +75,7 @@ class Stacked:
 
     def jobs(self, message: Message, asked: list[int], key: rng.Key, num: int = 1) -> list[Job]:
         """Gives an op's work in chunks that fit the memory: `num` with about as many rows each, more if they must."""
-        rows = [self._rows(message, device, key) for device in asked]
+        rows = self._rows(message, asked, key)
         # Devices with much to do stand together, so that little of a chunk is padding.
         order = sorted(range(len(asked)), key=lambda place: (-len(rows[place]), asked[place]))
         size = self._chunk(message, max((len(r) for r in rows), default=1))
@@ -103,22 +105,25 @@ class Stacked:
 
     def dump(self) -> Tree:
         """Gives all that the devices remember between rounds, for a checkpoint."""
-        parts = {"base": self.base, "own": self.own, "momentum": self.momentum}
-        return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        base = {f"base/{name}": value for name, value in self.base.items()}
+        return {**base, **own.dump("own", self.own), **own.dump("momentum", self.momentum)}
 
     def restore(self, whole: Tree) -> None:
         """Puts the devices back to where `dump` found them."""
-        parts: dict[str, Tree] = {"base": {}, "own": {}, "momentum": {}}
+        known, base = self.program.initial, dict[str, Tensor]()
         for path, value in whole.items():
             part, _, name = path.partition("/")
-            if part not in parts or name not in self.program.initial:
+            if part not in ("base", "own", "of_own", "momentum", "of_momentum") or name not in known:
                 raise EngineError(f"the checkpoint holds {path}, which this fleet doesn't have; it is of another run")
-            parts[part][name] = value
-        self.base, self.own, self.momentum = parts["base"], parts["own"], parts["momentum"]
+            if part == "base":
+                base[name] = value
+        self.base = base
+        self.own = own.restore("own", whole, self.num_devices, known)
+        self.momentum = own.restore("momentum", whole, self.num_devices, known)
 
     def _load(self, message: Message, asked: list[int]) -> Replies:
         known = self.program.initial
-        everyone = set(asked) >= set(self.devices)
+        everyone = len(asked) >= len(self.devices) and set(asked) >= set(self.devices)
         if message.settings.get("rule") == "absorb":
             message = self._absorbed(message, asked, everyone)
         for name, value in message.tree.items():
@@ -149,25 +154,25 @@ class Stacked:
         if everyone and not any(f"{layer}.weight" in each for layer in adapters.adapted(sent)):
             return Message(Op.LOAD, adapters.absorbed(module, shared, sent))
         held = [{**shared, **tree.row(each, place)} for place in range(len(asked))]
-        return Message(Op.LOAD, each=tree.stack([adapters.absorbed(module, own, sent) for own in held]))
+        return Message(Op.LOAD, each=tree.stack([adapters.absorbed(module, mine, sent) for mine in held]))
 
     def set_own(self, name: str, devices: list[int], values: Tensor) -> None:
         """Keeps a tensor of each of some devices. Shapes: values [D, ...]."""
         if name not in self.own:
-            start = self.base.get(name, self.program.initial[name])
-            self.own[name] = start.expand(self.num_devices, *start.shape).clone()
-        self.own[name] = self.own[name].index_copy(0, torch.tensor(devices), values)
+            self.own[name] = Own(self.num_devices, self.program.initial[name])
+        self.own[name].put(devices, values)
 
     def velocity(self, name: str, devices: list[int]) -> Tensor | None:
         """Gives the momentum of a tensor on each of some devices, [D, ...], if it ever had any."""
-        return self.momentum[name][devices] if name in self.momentum else None
+        if name not in self.momentum:
+            return None
+        return self.momentum[name].get(devices, torch.zeros_like(self.program.initial[name]))
 
     def set_velocity(self, name: str, devices: list[int], values: Tensor) -> None:
         """Keeps the momentum of a tensor on each of some devices. Shapes: values [D, ...]."""
-        held = self.momentum.get(name)
-        if held is None:
-            held = values.new_zeros((self.num_devices, *values.shape[1:]))
-        self.momentum[name] = held.index_copy(0, torch.tensor(devices), values)
+        if name not in self.momentum:
+            self.momentum[name] = Own(self.num_devices, self.program.initial[name])
+        self.momentum[name].put(devices, values)
 
     def parameters(self, message: Message, devices: list[int]) -> tuple[Tree, Tree]:
         """Gives the tensors that all these devices hold alike, and those that differ, as [D, ...]."""
@@ -180,37 +185,38 @@ class Stacked:
                 each[name] = message.each[name]
             elif name in message.tree:
                 shared[name] = message.tree[name]
-            elif name in self.own:
-                each[name] = self.own[name][devices]
+            elif name in self.own and (name in self.base or self.own[name].has(devices)):
+                each[name] = self.own[name].get(devices, self.base.get(name))
             elif name in self.base:
                 shared[name] = self.base[name]
             else:
                 raise EngineError(f"a device has no {name} yet; send LOAD before {message.op.name}")
         return shared, each
 
-    def _rows(self, message: Message, device: int, key: rng.Key) -> Indices:
-        """Gives the population's rows that this op works on."""
+    def _rows(self, message: Message, asked: list[int], key: rng.Key) -> list[Indices]:
+        """Gives the population's rows that this op works on, of each device."""
         settings, op = message.settings, message.op
         if op == Op.BACKWARD:
-            if device not in self.stash:
-                raise EngineError("a device was sent BACKWARD with no batch in flight; send FORWARD first")
-            return self.stash[device]
+            if missing := [device for device in asked if device not in self.stash]:
+                raise EngineError(f"device {missing[0]} was sent BACKWARD with no batch in flight; send FORWARD first")
+            return [self.stash[device] for device in asked]
         if "x" in message.each:
             raise EngineError("rows are sent to all devices alike; put x into the message's tree")
         if op == Op.FIT and "x" in message.tree:
-            return np.arange(len(message.tree["x"]))
+            return [np.arange(len(message.tree["x"]))] * len(asked)
+        named = str(settings.get("rows", "train" if op == Op.FORWARD else "test"))
         if op in (Op.READ, Op.FIT):
-            return self.population.rows(device, "test" if settings.get("what") == "test" else "train")
-        if op == Op.ADAPT:
-            return self.population.rows(device, "train" if settings.get("rows") == "train" else "adapt")
-        if op == Op.FORWARD and settings.get("rows", "train") == "train":
-            rows = self.population.rows(device, "train")
+            named = "test" if settings.get("what") == "test" else "train"
+        elif op == Op.ADAPT:
+            named = "train" if settings.get("rows") == "train" else "adapt"
+        rows = [self.population.rows(device, named) for device in asked]
+        if op == Op.FORWARD and named == "train":
             if int(settings.get("batch", 0)):
-                own_key = rng.key(key.seed, key.round, device, rng.Use.BATCH)
-                rows = rows[ops.step_rows(settings, len(rows), own_key)]
-            self.stash[device] = rows
-            return rows
-        return self.population.rows(device, str(settings.get("rows", "train" if op == Op.FORWARD else "test")))
+                orders = Orders(asked, rows)
+                keys = [rng.key(key.seed, key.round, device, rng.Use.BATCH) for device in asked]
+                rows = [r[ops.step_rows(settings, len(r), k, orders)] for r, k in zip(rows, keys, strict=True)]
+            self.stash.update(zip(asked, rows, strict=True))
+        return rows
 
     def _chunk(self, message: Message, most_rows: int) -> int:
         """Gives how many devices may be trained at once within the memory that was granted."""
