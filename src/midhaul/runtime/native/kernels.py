@@ -98,7 +98,7 @@ class Kernels:
             return "it trains along directions that are seeds"
         if (name := rules.name_of(settings)) != "sgd":
             return f"it learns by the rule {name}"
-        x = message.tree.get("x", population.x)
+        x = message.tree.get("x", population.x if population.levels is None else population.levels)
         if x.dtype != torch.float32 or x.device.type != "cpu":
             return f"the rows are of {x.dtype} on {x.device}"
         if self.program.tail is not None:
@@ -131,6 +131,8 @@ class _Call:
         ):
             raise EngineError(f"the model doesn't take rows of shape {tuple(x.shape[1:])}")
         self.rows = rows
+        if part.sent is None and part.population.levels is not None:  # bytes, as numbers for this chunk alone
+            x, rows = part.population.inputs(torch.from_numpy(rows)), np.arange(len(rows))
         self.job = Job(
             layers=(Layer * len(made.layers))(*made.layers),
             num_layers=len(made.layers),
