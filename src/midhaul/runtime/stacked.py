@@ -82,9 +82,9 @@ class Stacked:
         work = [1 if "x" in message.tree else 1 + len(rows[place]) for place in order]
         shares: list[list[int]] = [[] for _ in range(num)]
         before, total = 0, sum(work)
-        for place, own in zip(order, work, strict=True):
-            shares[(2 * before + own) * num // (2 * total)].append(place)
-            before += own
+        for place, share in zip(order, work, strict=True):
+            shares[(2 * before + share) * num // (2 * total)].append(place)
+            before += share
         chunks = [share[first : first + size] for share in shares for first in range(0, len(share), size)]
         return [Job(message.of_places(c), [asked[p] for p in c], [rows[p] for p in c], key) for c in chunks]
 
