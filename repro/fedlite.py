@@ -63,26 +63,26 @@ def network(seed: int, channels: int) -> nn.Module:
         return nn.Sequential(OrderedDict([*front.items(), *rear.items(), ("fc2", nn.Linear(128, 10))]))
 
 
-def config(activations: str, correction: float, seed: int) -> Config:
+def config(activations: str, correction: float, seed: int, rows: int = ROWS, rounds: int = ROUNDS) -> Config:
     """Gives the setting of a run."""
     return from_table(
         {
-            "data": {"name": "fashion_mnist", "partition": "iid", "num_devices": DEVICES, "max_rows": ROWS},
+            "data": {"name": "fashion_mnist", "partition": "iid", "num_devices": DEVICES, "max_rows": rows},
             "fleet": {"board": "rpi4"},
             "large": {"optimizer": "sgd", "lr": LR, "weight_decay": 0.0},
             "scheme": {"name": "federated_split", "lr": LR, "momentum": 0.9, "batch": BATCH, "cut": "pool"},
             "link": {"loss": 0.0, "activations": activations, "correction": correction},
-            "run": {"rounds": ROUNDS, "seed": seed, "evaluate_every": ROUNDS, "checkpoint_every": ROUNDS},
+            "run": {"rounds": rounds, "seed": seed, "evaluate_every": rounds, "checkpoint_every": rounds},
         }
     )
 
 
-def run(name: str, seed: int, data: Dataset, channels: int) -> Found:
+def run(name: str, seed: int, data: Dataset, channels: int, rows: int = ROWS, rounds: int = ROUNDS) -> Found:
     """Gives what a run came to."""
     activations, _, correction = name.rpartition(":")
     module = network(seed, channels)
     rear = slices.cut(module, "pool", data.input_shape)[1]
-    chosen = config(activations, float(correction), seed)
+    chosen = config(activations, float(correction), seed, rows, rounds)
     summary = train.run(chosen, module=module, large_module=rear, dataset=data).summary
     up = summary["kinds"]["up"]
     return Found(100 * float(summary["accuracy"]), int(up["activations"]), int(summary["uplink_bytes"]))
@@ -108,16 +108,18 @@ def main(arguments: Sequence[str] = ()) -> list[Row]:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--runs", default=" ".join(RUNS), help="names of runs, CODER:CORRECTION, with spaces between")
     parser.add_argument("--channels", type=int, default=CHANNELS, help="channels at the cut")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows of each device")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     chosen = parser.parse_args(arguments)
     data = load("fashion_mnist")
     found: dict[str, list[Found]] = {name: [] for name in chosen.runs.split()}
-    print(f"{chosen.channels} channels, {DEVICES} devices with {ROWS:,} rows, {ROUNDS} rounds, batches of {BATCH}\n")
+    print(f"{chosen.channels} channels, {DEVICES} devices with {chosen.rows:,} rows, {chosen.rounds} rounds, batches of {BATCH}\n")
     print("| activations | correction | seed | accuracy | bytes of activations | all uplink bytes | wall |")
     print("|---|---|---|---|---|---|---|")
     for seed in (int(part) for part in chosen.seeds.split(",")):
         for name, results in found.items():
             began = time.perf_counter()
-            result = run(name, seed, data, chosen.channels)
+            result = run(name, seed, data, chosen.channels, chosen.rows, chosen.rounds)
             results.append(result)
             coder, _, correction = name.rpartition(":")
             print(

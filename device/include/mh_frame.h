@@ -32,6 +32,8 @@ enum mh_setting_number {
     /* From here on a device refuses them: ops that only simulated devices do yet. */
     MH_SET_RULE, MH_SET_INNER_LR, MH_SET_INNER_STEPS, MH_SET_INNER_TRAIN, MH_SET_NOISE, MH_SET_ORDER, MH_SET_NOPEEK,
     MH_SET_SUPPORT, MH_SET_SEEDS,
+    /* How a device codes its reply: see mh_code.h. */
+    MH_SET_CODE, MH_SET_SHARE, MH_SET_STREAM,
     MH_NUM_SETTINGS
 };
 
@@ -73,7 +75,7 @@ typedef struct {
     uint32_t crc;
     uint32_t left;    /* bytes of the frame that weren't read, its CRC not counted */
     uint32_t data;    /* of them, bytes of the tensor that is being read */
-    uint32_t settings_seen; /* a bit each */
+    uint64_t settings_seen; /* a bit each */
     int status;       /* 0, or the first refusal */
     uint8_t op;
     uint8_t num_settings;               /* how many follow; each counts down as it is read */

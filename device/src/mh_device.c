@@ -80,7 +80,7 @@ static int read_setting(mh_request *q, const mh_setting *s) {
     static const char *const losses[] = {"cross_entropy", "mse"}, *const sets[] = {"train", "test", "adapt"};
     static const char *const whats[] = {"", "examples", "test", "h", "hy", "blob", "momentum"}; /* enum mh_what */
     int place;
-    q->given |= 1u << s->number;
+    q->given |= (uint64_t)1 << s->number;
     switch (s->number) {
     case MH_SET_LR:
         return read_float(s, &q->sgd.lr);

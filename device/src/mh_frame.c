@@ -80,7 +80,7 @@ int mh_frame_setting(mh_reader *r, mh_setting *s) {
     s->number = part[0];
     s->type = part[1];
     if (s->number >= MH_NUM_SETTINGS || r->settings_seen >> s->number & 1) return fail(r, MH_FRAME_SETTING);
-    r->settings_seen |= 1u << s->number;
+    r->settings_seen |= (uint64_t)1 << s->number;
     if (s->type == MH_INT) {
         if (take(r, part, 4)) return r->status;
         memcpy(&s->i32, part, 4);

@@ -46,7 +46,7 @@ typedef struct {
     mh_reader in;
     uint8_t op;
     uint32_t round, device;
-    uint32_t given; /* a bit for each setting that came */
+    uint64_t given; /* a bit for each setting that came */
     mh_sgd sgd;
     float temperature, soft_weight, clip, scale;
     int32_t batch, epochs, steps, step, epoch, total, seed_low, seed_high;

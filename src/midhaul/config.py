@@ -345,8 +345,18 @@ class LinkConfig:
         "fedlite:SUBVECTORS,CENTROIDS,GROUPS",
     )
     gradients: str = option("none", "split schemes: how gradients at the cut are coded, in the same words")
+    up: str = option(
+        "none",
+        "how the weights that devices send are coded: none, or stages in this order: delta, then topk:SHARE, "
+        "randk:SHARE or powersgd:RANK, then quantise:BITS, qsgd:LEVELS, sign or vote:STEP, then entropy",
+    )
+    down: str = option("none", "how the weights that devices are sent are coded: the same, less powersgd and vote")
+    keep_frames: bool = option(
+        False, "write every frame that is sent to the run's folder, a file a round and direction"
+    )
     error_feedback: bool = option(
-        True, "the sender of a coded gradient adds what coding took from the same row's gradient when it was last sent"
+        True,
+        "the sender of a coded gradient, or a device of an update, adds what coding took from it when it was last sent",
     )
     correction: float = option(
         0.0, "the device adds this times what coding took from its activations to their gradient (FedLite)", low=0.0

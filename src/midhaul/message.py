@@ -60,6 +60,8 @@ ROW_KINDS: dict[str, Kind] = {
     "x": Kind.EXAMPLES,
 }
 
+UPDATE = "update"  # the weights of a frame in one, where the link codes them; no parameter may have this name either
+
 # Every setting that an op knows, in the order of its number on the wire. Append, never reorder.
 SETTINGS: tuple[str, ...] = (
     "lr",
@@ -91,6 +93,9 @@ SETTINGS: tuple[str, ...] = (
     "nopeek",
     "support",
     "seeds",
+    "code",
+    "share",
+    "stream",
 )
 
 
@@ -143,11 +148,13 @@ class Message:
 
 @dataclass(frozen=True)
 class Reply:
-    """One device's answer: a tree without padding, how many examples stand behind it, and scalars."""
+    """One device's answer: a tree without padding, how many examples stand behind it, and scalars. `coded` are the
+    bytes of its update, if the device coded it itself."""
 
     tree: Tree
     weight: float
     metrics: dict[str, float] = field(default_factory=dict)
+    coded: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,8 @@ class Replies:
     """The answers of those that answered.
 
     Shapes: `tree` [D, ...], row-wise tensors padded along axis 1 with zeros; `rows` [D] valid rows; `weight` [D]
-    examples behind each reply; `metrics` name -> [D].
+    examples behind each reply; `metrics` name -> [D]. `coded`: the bytes of its update, of each device that coded it
+    itself.
     """
 
     devices: tuple[int, ...]
@@ -163,6 +171,7 @@ class Replies:
     rows: Tensor
     weight: Tensor
     metrics: dict[str, Tensor]
+    coded: dict[int, bytes] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.devices)
@@ -175,7 +184,7 @@ class Replies:
         """Gives the answer in that place, without padding."""
         tree = cut_rows({name: value[place] for name, value in self.tree.items()}, _count(self.rows, place))
         metrics = {name: float(value[place]) for name, value in self.metrics.items()}
-        return Reply(tree, float(self.weight[place]), metrics)
+        return Reply(tree, float(self.weight[place]), metrics, self.coded.get(self.devices[place]))
 
     def of_places(self, places: list[int]) -> Replies:
         """Gives the answers in these places alone."""
@@ -187,6 +196,7 @@ class Replies:
             rows,
             self.weight[places],
             {name: value[places] for name, value in self.metrics.items()},
+            {device: self.coded[device] for device in (self.devices[p] for p in places) if device in self.coded},
         )
 
     def mask(self) -> Tensor:
@@ -213,6 +223,7 @@ def gather(replies: dict[int, Reply]) -> Replies:
             name: torch.tensor([reply.metrics[name] for reply in each], dtype=torch.float64)
             for name in (each[0].metrics if each else ())
         },
+        {device: reply.coded for device, reply in zip(devices, each, strict=True) if reply.coded is not None},
     )
 
 
@@ -241,6 +252,7 @@ def join(parts: list[Replies]) -> Replies:
         torch.cat([part.rows for part in parts])[order],
         torch.cat([part.weight for part in parts])[order],
         {name: torch.cat([p.metrics[name] for p in filled])[order] for name in (filled[0].metrics if filled else ())},
+        {device: code for part in parts for device, code in part.coded.items()},
     )
 
 

@@ -28,6 +28,7 @@ from midhaul.runtime.asynchronous import Asynchronous
 from midhaul.runtime.coding import AsDelivered
 from midhaul.runtime.drift import Watch
 from midhaul.runtime.firmware import Firmware
+from midhaul.runtime.frame_log import FrameLog
 from midhaul.runtime.groups import kernels_of
 from midhaul.runtime.over_link import Ledger, OverLink
 from midhaul.runtime.participation import Participation
@@ -66,6 +67,8 @@ def run(
     the same bits as one that was never stopped. `tell` is given sentences for a person, `progress` what is done.
     Raises: MidhaulError, in one sentence.
     """
+    if config.link.keep_frames and out is None:
+        raise ConfigError("link.keep_frames wants a folder to keep them in; give one with --out")
     is_new = out is not None and not out.exists()
     if out is not None:
         _open_folder(out, resume)
@@ -86,7 +89,7 @@ def run(
             plant.engine.close()
 
 
-def behind_link(plant: Plant, ledger: Ledger) -> Participation:
+def behind_link(plant: Plant, ledger: Ledger, out: Path | None = None) -> Participation:
     """Gives the fleet that a run's scheme speaks to: who takes part, over the link, of the plant's engine."""
     link = plant.config.link
     over_link = OverLink(
@@ -100,6 +103,7 @@ def behind_link(plant: Plant, ledger: Ledger) -> Participation:
         groups=plant.kit.groups,
         coding=plant.coding,
         around=plant.around,
+        log=FrameLog(out / "frames") if out is not None and link.keep_frames else None,
     )
     return Participation(over_link, plant.kit, keeps_stragglers=plant.scheme.keeps_stragglers)
 
@@ -111,7 +115,7 @@ class _Run:
         self.plant, self.out, self.tell, self.progress = plant, out, tell, progress
         config = plant.config
         self.ledger = Ledger()
-        there = behind_link(plant, self.ledger)
+        there = behind_link(plant, self.ledger, out)
         self.flying = None if config.fleet.mode == "synchronous" else Asynchronous(there, plant.kit)
         self.fleet = self.flying or there
         self.there = there

@@ -62,7 +62,7 @@ class CReader(ctypes.Structure):
         ("crc", ctypes.c_uint32),
         ("left", ctypes.c_uint32),
         ("data", ctypes.c_uint32),
-        ("settings_seen", ctypes.c_uint32),
+        ("settings_seen", ctypes.c_uint64),
         ("status", ctypes.c_int),
         ("op", ctypes.c_uint8),
         ("num_settings", ctypes.c_uint8),

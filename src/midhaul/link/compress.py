@@ -111,7 +111,7 @@ def decode(shape: Shape, data: bytes | memoryview, max_bytes: int = MAX_BYTES) -
     num = math.prod(shape)
     if not shape or math.prod(max(size, 1) for size in shape) * _F32.itemsize > max_bytes:
         raise FrameError(f"a coded tensor of shape {shape} isn't taken here; it may have at most {max_bytes} bytes")
-    reader = _Reader(memoryview(data))
+    reader = bits.Reader(memoryview(data))
     number = reader.take(1)[0]
     if number >= len(_DECODERS):
         raise FrameError(f"a tensor is coded by coder {number}; coders are 0 to {len(_DECODERS) - 1}")
@@ -122,37 +122,6 @@ def decode(shape: Shape, data: bytes | memoryview, max_bytes: int = MAX_BYTES) -
     if number == _PRODUCT and len(shape) > 2:
         return whole.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
     return whole.reshape(shape)
-
-
-class _Reader:
-    """Takes bytes in order and never past the end."""
-
-    def __init__(self, view: memoryview) -> None:
-        self.view = view
-
-    @property
-    def left(self) -> int:
-        return len(self.view)
-
-    def take(self, num: int) -> memoryview:
-        if num > len(self.view):
-            raise FrameError(f"a coded tensor ends {num - len(self.view)} bytes before its field of {num} bytes does")
-        part, self.view = self.view[:num], self.view[num:]
-        return part
-
-    def floats(self, num: int) -> Floats:
-        values = np.frombuffer(self.take(num * _F32.itemsize), _F32).astype(np.float32)
-        if not np.isfinite(values).all():
-            raise FrameError("a coded tensor holds numbers that aren't finite; the sender's model diverged or lies")
-        return values
-
-    def fields(self, num: int, width: int) -> bits.Ints:
-        return bits.unpack(self.take(bits.num_bytes(num, width)), num, width)
-
-    def places(self, num: int, high: int) -> bits.Ints:
-        if num > high:
-            raise FrameError(f"a coded tensor names {num} of its {high} places")
-        return bits.unpack_places(self.take(bits.places_bytes(num, high)), num, high)
 
 
 @dataclass(frozen=True)
@@ -169,7 +138,7 @@ class Plain:
         return 0
 
 
-def _decode_plain(reader: _Reader, num_rows: int, num: int) -> Floats:
+def _decode_plain(reader: bits.Reader, num_rows: int, num: int) -> Floats:
     return reader.floats(num_rows * num)
 
 
@@ -196,7 +165,7 @@ class Uniform:
         return math.prod(shape)
 
 
-def _decode_uniform(reader: _Reader, num_rows: int, num: int) -> Floats:
+def _decode_uniform(reader: bits.Reader, num_rows: int, num: int) -> Floats:
     width = reader.take(1)[0]
     if width not in (2, 4, 8):
         raise FrameError(f"a tensor is coded in {width} bits; 2, 4 and 8 are known")
@@ -251,7 +220,7 @@ class Qsgd:
         return 2 * math.prod(shape)
 
 
-def _decode_qsgd(reader: _Reader, num_rows: int, num: int) -> Floats:
+def _decode_qsgd(reader: bits.Reader, num_rows: int, num: int) -> Floats:
     top, filled = _QSGD_HEAD.unpack(reader.take(_QSGD_HEAD.size))
     if not 1 <= top <= MAX_LEVELS:
         raise FrameError(f"a tensor is coded in {top} levels; 1 to {MAX_LEVELS} are known")
@@ -299,7 +268,7 @@ class TopK:
         return math.prod(shape)
 
 
-def _decode_topk(reader: _Reader, num_rows: int, num: int) -> Floats:
+def _decode_topk(reader: bits.Reader, num_rows: int, num: int) -> Floats:
     (kept,) = _U32.unpack(reader.take(_U32.size))
     rows = np.zeros(num_rows * num, np.float32)
     places = reader.places(kept, num_rows * num)
@@ -353,7 +322,7 @@ class Product:
         return parts.transpose(1, 0, 2, 3).reshape(self.groups, -1, parts.shape[3])
 
 
-def _decode_product(reader: _Reader, num_rows: int, num: int) -> Floats:
+def _decode_product(reader: bits.Reader, num_rows: int, num: int) -> Floats:
     subvectors, centroids, groups = _PRODUCT_HEAD.unpack(reader.take(_PRODUCT_HEAD.size))
     if not subvectors or num % subvectors or not groups or subvectors % groups:
         raise FrameError(f"rows of {num} numbers have no {subvectors} subvectors in {groups} groups")
@@ -411,7 +380,7 @@ def _seeds(points: Floats, num: int, key: rng.Key) -> Iterator[bits.Ints]:
         weight = distance = np.minimum(distance, np.maximum(away, 0.0))
 
 
-_DECODERS: tuple[Callable[[_Reader, int, int], Floats], ...] = (
+_DECODERS: tuple[Callable[[bits.Reader, int, int], Floats], ...] = (
     _decode_plain,
     _decode_uniform,
     _decode_qsgd,

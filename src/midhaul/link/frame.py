@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from midhaul.errors import FrameError
-from midhaul.link import compress
+from midhaul.link import compress, update
 from midhaul.link.compress import Coded
-from midhaul.message import ROW_KINDS, SETTINGS, Op, Setting, Settings, kind_of
+from midhaul.message import ROW_KINDS, SETTINGS, UPDATE, Op, Setting, Settings, kind_of
 from midhaul.tree import Tree
 
 MAGIC = b"MH"
@@ -111,9 +111,10 @@ def pack(frame: Frame) -> bytes:
 def unpack(data: bytes, names: Iterable[str], metrics: Iterable[str] = (), max_bytes: int = MAX_BYTES) -> Frame:
     """Gives the frame in `data`.
 
-    `names` are the tensors that may come (the names of `message.ROW_KINDS` always may) and `metrics` the metrics; a
-    metric may have a name of either. Integer tensors come back as int64, coded ones as what they stand for, the others
-    as they were sent; no tensor shares memory with `data`, and coded ones have `max_bytes` in all when they are whole.
+    `names` are the tensors that may come (those of `message.ROW_KINDS`, and an update, always may) and `metrics` the
+    metrics; a metric may have a name of either. Integer tensors come back as int64, coded ones as what they stand for,
+    the others as they were sent; no tensor shares memory with `data`, and coded ones have `max_bytes` in all when they
+    are whole.
     Raises: FrameError, in one sentence, for whatever isn't a whole, sound frame of known names and finite numbers.
     """
     known = _table(frozenset(names) | frozenset(metrics))
@@ -131,6 +132,20 @@ def unpack(data: bytes, names: Iterable[str], metrics: Iterable[str] = (), max_b
     if reader.left:
         raise FrameError(f"the frame has {reader.left} bytes behind its last field; its counts and its length disagree")
     return Frame(head.op, head.is_reply, head.round, head.device, settings, tree, head.weight, scalars)
+
+
+def sequence(data: bytes) -> list[bytes]:
+    """Gives the frames that lie one behind the other. Raises: FrameError where they don't."""
+    found, first = [], 0
+    while first < len(data):
+        if len(data) - first < HEADER_BYTES:
+            raise FrameError(f"{len(data) - first} bytes behind the last frame are no frame")
+        total = HEADER.unpack_from(data, first)[6]
+        if not HEADER_BYTES + CRC_BYTES <= total <= len(data) - first:
+            raise FrameError(f"the frame at byte {first} says it has {total} bytes; {len(data) - first} are left")
+        found.append(data[first : first + total])
+        first += total
+    return found
 
 
 def overhead(tree: Tree) -> int:
@@ -354,9 +369,11 @@ def _read_tensor(reader: _Reader, known: dict[int, str], tree: Tree) -> None:
     shape = struct.unpack(f"<{num_dims}I", reader.take(4 * num_dims))
     if dtype_number == _CODED:
         (length,) = reader.unpack(_U32)
-        tree[name] = compress.decode(shape, reader.take(length), reader.room)
+        tree[name] = _decoded(name, shape, reader.take(length), reader.room)
         reader.room -= 4 * tree[name].numel()
         return
+    if name == UPDATE:
+        raise FrameError(f"tensor {name} isn't coded; weights that aren't travel under their own names")
     dtype = _DTYPES[dtype_number]
     wire = np.dtype(dtype.wire)
     # A dimension of 0 must not let the others be anything: their product is bounded as if it were 1.
@@ -364,6 +381,14 @@ def _read_tensor(reader: _Reader, known: dict[int, str], tree: Tree) -> None:
         raise FrameError(f"tensor {name} of shape {shape} is larger than any frame")
     data = np.frombuffer(reader.take(math.prod(shape) * wire.itemsize), wire)
     tree[name] = _tensor_of(name, data.astype(wire.newbyteorder("=")), dtype).reshape(shape)
+
+
+def _decoded(name: str, shape: tuple[int, ...], data: memoryview, room: int) -> Tensor:
+    if name != UPDATE:
+        return compress.decode(shape, data, room)
+    if len(shape) != 1:
+        raise FrameError(f"tensor {name} has shape {shape}; all weights in one are a vector")
+    return torch.from_numpy(update.decode(shape[0], data, room))
 
 
 def _tensor_of(name: str, array: npt.NDArray[Any], dtype: _Dtype) -> Tensor:
@@ -406,7 +431,7 @@ def _refuse_twins(names: list[str], what: str) -> None:
 @functools.lru_cache(maxsize=64)
 def _table(names: frozenset[str]) -> dict[int, str]:
     table: dict[int, str] = {}
-    for name in sorted(names | ROW_KINDS.keys()):
+    for name in sorted(names | ROW_KINDS.keys() | {UPDATE}):
         if (other := table.setdefault(_id(name), name)) != name:
             raise FrameError(f"the names {other} and {name} have the same CRC-32; rename one")
     return table

@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from midhaul.errors import ModelError, nearest
-from midhaul.message import ROW_KINDS
+from midhaul.message import ROW_KINDS, UPDATE
 from midhaul.models import norm as norms
 from midhaul.models import trace
 from midhaul.models.norm import FedBatchNorm
@@ -62,6 +62,8 @@ def _check_names(module: nn.Module) -> None:
     for name, _ in [*module.named_parameters(), *module.named_buffers()]:
         if name in ROW_KINDS:
             raise ModelError(f"a parameter is named {name!r}, which messages use for {ROW_KINDS[name]}; rename it")
+        if name == UPDATE:
+            raise ModelError(f"a parameter is named {name!r}, which messages use for all weights in one; rename it")
 
 
 def _quieten(module: nn.Module) -> Iterator[str]:

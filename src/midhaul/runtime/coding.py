@@ -30,6 +30,7 @@ from midhaul.link.compress import Coded, Coder
 from midhaul.message import Kind, Message, Op, Replies, kind_of
 from midhaul.models import trace
 from midhaul.program import Indices, Program
+from midhaul.runtime.updates import Updates, plan_updates
 from midhaul.tree import Tree
 
 _TEST = 1 << 23  # the streams of tests lie above those of a round's exchanges
@@ -45,8 +46,11 @@ class Coding:
         *,
         error_feedback: bool = False,
         correction: float = 0.0,
+        updates: Updates | None = None,
     ) -> None:
-        """`error_feedback` is of gradients; `correction` weighs half the mean squared error of a row's activations."""
+        """`error_feedback` is of gradients; `correction` weighs half the mean squared error of a row's activations.
+        `updates` does the same for weights."""
+        self.updates = updates or Updates()
         self.coders = {Kind.ACTIVATIONS: activations, Kind.GRADIENTS: gradients}
         self.feeds_back = error_feedback and gradients is not None
         self.correction = correction if activations is not None else 0.0
@@ -105,12 +109,14 @@ class Coding:
     def dump(self) -> Tree:
         """Gives what both ends remember between rounds, for a checkpoint."""
         sizes = {f"size/{device}": torch.tensor(num) for device, num in self.sizes.items()}
-        return {**{f"residual/{path}": value for path, value in self.residuals.items()}, **sizes}
+        owed = {f"residual/{path}": value for path, value in self.residuals.items()}
+        return {**owed, **sizes, **{f"update/{path}": value for path, value in self.updates.dump().items()}}
 
     def restore(self, whole: Tree) -> None:
         """Puts both ends back to where `dump` found them."""
         self.residuals = {n.removeprefix("residual/"): v for n, v in whole.items() if n.startswith("residual/")}
         self.sizes = {int(n.removeprefix("size/")): int(v) for n, v in whole.items() if n.startswith("size/")}
+        self.updates.restore({n.removeprefix("update/"): v for n, v in whole.items() if n.startswith("update/")})
 
 
 def plan_coding(config: Config, scheme: Scheme, programs: Iterable[Program]) -> Coding:
@@ -133,7 +139,8 @@ def plan_coding(config: Config, scheme: Scheme, programs: Iterable[Program]) -> 
                 coder.fits(program.call_front(program.initial, example, training=False)[0].numel())
         if scheme.part == "u":
             coder.fits(config.scheme.features)
-    return Coding(*coders.values(), error_feedback=link.error_feedback, correction=link.correction)
+    updates = plan_updates(config, scheme)
+    return Coding(*coders.values(), error_feedback=link.error_feedback, correction=link.correction, updates=updates)
 
 
 class AsDelivered:

@@ -8,7 +8,7 @@ its slowest device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,18 +19,21 @@ from midhaul.devices.profiles import Board
 from midhaul.errors import EngineError, FrameError
 from midhaul.fleet import Fleet, Group, Part
 from midhaul.link import frame
+from midhaul.link.bits import Floats
 from midhaul.link.conditions import Conditions, Surroundings
 from midhaul.link.frame import Frame
 from midhaul.link.radio import Radio
-from midhaul.message import ROW_KINDS, Message, Op, Replies, Reply, gather, join, pad_rows
+from midhaul.message import ROW_KINDS, UPDATE, Message, Op, Replies, Reply, Settings, gather, join, pad_rows
 from midhaul.models import count
 from midhaul.program import Program
 from midhaul.runtime.coding import Coding
+from midhaul.runtime.updates import Sent
 from midhaul.tree import Tree
 
 _METRICS = ("rows", "loss", "correct")
 _ANY_DEVICE = 0xFFFFFFFF
 Kinds = dict[str, int]
+Log = Callable[[int, bool, bytes], None]
 
 
 @dataclass
@@ -69,6 +72,18 @@ class Ledger:
 
 
 @dataclass
+class _Down:
+    """A frame to a device or several: the tensors as meant, as sent and as they came; its bytes; whom it reached."""
+
+    wanted: Tree
+    sent: Sent
+    data: bytes
+    kinds: Kinds
+    got: Tree = field(default_factory=dict)
+    devices: list[int] = field(default_factory=list)
+
+
+@dataclass
 class _Step:
     """One step of a scheme under way: what each device's radio and its computing took. Units: seconds."""
 
@@ -94,9 +109,11 @@ class OverLink:
         groups: Sequence[Group] = (),
         coding: Coding | None = None,
         around: Surroundings | None = None,
+        log: Log | None = None,
     ) -> None:
         """`groups` say which devices have another model, board or radio than those given; below 0, a loss is each
-        radio's own. `around` is what varies them, a cell or traces."""
+        radio's own. `around` is what varies them, a cell or traces. `log` is given the bytes of each frame, as often as
+        it is sent, with its round and whether it goes up."""
         self.fleet = fleet
         self.loss = loss
         self.retries = retries
@@ -112,6 +129,8 @@ class OverLink:
         self.around = around
         self._still = {device: Conditions(group.radio) for device, group in self._group.items()}
         self._now: dict[int, Conditions] = {}  # of the devices in the step under way, where anything varies
+        self.updates = self.coding.updates
+        self.log = log
         self._turn = (-1, 0)  # the round, and the exchanges made in it
         self.seconds: dict[int, tuple[float, float]] = {}  # on air and computing, of each device in the last exchange
 
@@ -159,6 +178,7 @@ class OverLink:
     def _deliver(self, message: Message, asked: list[int], key: rng.Key, step: _Step) -> Replies:
         """Does the exchange with devices that have one model."""
         self._turn = (key.round, self._turn[1] + 1 if self._turn[0] == key.round else 0)
+        self.updates.begun(key.round)
         step.seconds = {**dict.fromkeys(asked, 0.0), **step.seconds}
         program = self._group[asked[0]].program
         there = [place for place, device in enumerate(asked) if self._conditions(device).served]
@@ -188,64 +208,62 @@ class OverLink:
     ) -> tuple[list[int], Message]:
         """Sends the message; gives the devices that it reached and the message as these unpacked it."""
         alike = not message.each and not message.each_settings
+        told = self.updates.asked(message.op, self._turn[1])
+        packed: dict[int, _Down] = {}
         places: list[int] = []
         unpacked: list[Tree] = []
-        data, kinds, wanted = b"", dict[str, int](), Tree()
         for place, device in enumerate(asked):
-            if not (alike and place):
-                own = message.for_device(place)
-                named = _ANY_DEVICE if alike else device
-                wanted = self.coding.wanted(own.tree, named, up=False)
-                coded = self.coding.code(wanted, named, key, self._turn[1], up=False)
-                sent = Frame(message.op, False, key.round, named, own.settings, wanted, coded=coded)
-                data, kinds = frame.pack(sent), frame.bytes_by_kind(sent)
-            tries, arrived = self._tries(key, device, len(data), up=False)
-            _add(self.ledger.kinds_down, kinds, tries)
-            radio = self._conditions(device)
-            step.seconds[device] += tries * radio.seconds(len(data), up=False)
-            self._spend(device, tries * radio.joules(len(data), up=False))
-            if arrived:
-                if not unpacked or message.each:
-                    whole = frame.unpack(data, program.initial).tree
-                    unpacked.append(self.coding.arrived(wanted, whole, device, up=False))
-                places.append(place)
+            number = self.updates.like(device) if alike else place
+            if number not in packed:
+                packed[number] = self._packed(message.for_device(place), told, device, key, alike=alike)
+            down = packed[number]
+            tries, arrived = self._tries(key, device, len(down.data), up=False)
+            self._charge(down.data, down.kinds, device, tries, key, step, up=False)
+            if not arrived:
+                continue
+            if not down.devices:
+                whole = frame.unpack(down.data, program.initial).tree
+                whole = self.coding.arrived(down.wanted, whole, device, up=False)
+                down.got = self.updates.came_down(down.sent, down.wanted, whole)
+            down.devices.append(device)
+            unpacked.append(down.got)
+            places.append(place)
+        for down in packed.values():
+            self.updates.keep(down.devices, down.sent, down.wanted, down.got)
         if not places:
             return [], message
-        part = message.of_places(places)
-        each = {
-            name: (
-                pad_rows([got[name] for got in unpacked], int(max(len(got[name]) for got in unpacked)))
-                if name in ROW_KINDS
-                else torch.stack([got[name] for got in unpacked])
-            )
-            for name in message.each
-        }
-        shared = {name: unpacked[0][name] for name in message.tree}
-        delivered = Message(message.op, shared, each, part.rows, part.settings, part.each_settings)
-        return [asked[place] for place in places], delivered
+        return [asked[place] for place in places], _delivered(message.of_places(places), unpacked, told)
+
+    def _packed(self, own: Message, told: Settings, device: int, key: rng.Key, *, alike: bool) -> _Down:
+        """Gives what is sent to a device, or to all that get the same."""
+        named = _ANY_DEVICE if alike else device
+        wanted = self.coding.wanted(own.tree, named, up=False)
+        sent = self.updates.send_down(wanted, device, key, self._turn[1])
+        coded = {**sent.coded, **self.coding.code(sent.tree, named, key, self._turn[1], up=False)}
+        made = Frame(own.op, False, key.round, named, {**own.settings, **told}, sent.tree, coded=coded)
+        return _Down(wanted, sent, frame.pack(made), frame.bytes_by_kind(made))
 
     def _up(
         self, op: Op, replies: Replies, program: Program, key: rng.Key, step: _Step, busy: dict[int, float]
     ) -> dict[int, Reply]:
         """Codes and sends the replies; gives those that came through whole."""
         answers: dict[int, Reply] = {}
+        voted: dict[int, tuple[tuple[str, ...], Floats]] = {}
         for device, reply in replies:
             step.answered += 1
             try:
                 wanted = self.coding.wanted(reply.tree, device, up=True)
-                coded = self.coding.code(wanted, device, key, self._turn[1], up=True)
+                made = self.updates.send_up(wanted, device, key, self._turn[1], reply.coded)
+                coded = {**made.coded, **self.coding.code(made.tree, device, key, self._turn[1], up=True)}
             except FrameError:
                 self.ledger.refused += 1
                 step.refused += 1
                 continue
             busy[device] += self._busy(device, sum(code.macs for code in coded.values()))
-            sent = Frame(op, True, key.round, device, {}, wanted, reply.weight, reply.metrics, coded)
+            sent = Frame(op, True, key.round, device, {}, made.tree, reply.weight, reply.metrics, coded)
             data, kinds = frame.pack(sent), frame.bytes_by_kind(sent)
             tries, arrived = self._tries(key, device, len(data), up=True)
-            _add(self.ledger.kinds_up, kinds, tries)
-            radio = self._conditions(device)
-            step.seconds[device] += tries * radio.seconds(len(data), up=True)
-            self._spend(device, tries * radio.joules(len(data), up=True))
+            self._charge(data, kinds, device, tries, key, step, up=True)
             if not arrived:
                 continue
             try:
@@ -254,8 +272,24 @@ class OverLink:
                 self.ledger.refused += 1
                 step.refused += 1
                 continue
-            answers[device] = Reply(self.coding.arrived(wanted, got.tree, device, up=True), got.weight, got.metrics)
-        return answers
+            whole = self.coding.arrived(wanted, got.tree, device, up=True)
+            if UPDATE in whole and self.updates.votes:
+                voted[device] = made.names, whole[UPDATE].numpy()
+            whole = self.updates.came_up(made, wanted, whole, device, own=reply.coded is not None)
+            answers[device] = Reply(whole, got.weight, got.metrics)
+        return self.updates.decided(answers, voted)
+
+    def _charge(
+        self, data: bytes, kinds: Kinds, device: int, tries: int, key: rng.Key, step: _Step, *, up: bool
+    ) -> None:
+        """Charges a frame as often as it was sent."""
+        total, radio = self.ledger.kinds_up if up else self.ledger.kinds_down, self._conditions(device)
+        for kind, num in kinds.items():
+            total[str(kind)] = total.get(str(kind), 0) + tries * num
+        step.seconds[device] += tries * radio.seconds(len(data), up=up)
+        self._spend(device, tries * radio.joules(len(data), up=up))
+        if self.log is not None:
+            self.log(key.round, up, data * tries)
 
     def _conditions(self, device: int) -> Conditions:
         """Gives a device's radio as it is now: in its cell or by its trace, else by its own figures."""
@@ -299,6 +333,17 @@ class OverLink:
         self.ledger.joules[str(device)] = self.ledger.joules.get(str(device), 0.0) + energy_j
 
 
-def _add(total: Kinds, kinds: Kinds, times: int) -> None:
-    for kind, num in kinds.items():
-        total[str(kind)] = total.get(str(kind), 0) + times * num
+def _delivered(part: Message, unpacked: list[Tree], told: Settings) -> Message:
+    """Gives the message as the devices that it reached unpacked it: what isn't the same for all is each one's own."""
+    differs = len({id(tree) for tree in unpacked}) > 1
+    own = [*part.each, *(name for name in part.tree if differs and not part.each and name not in ROW_KINDS)]
+    each = {
+        name: (
+            pad_rows([got[name] for got in unpacked], int(max(len(got[name]) for got in unpacked)))
+            if name in ROW_KINDS
+            else torch.stack([got[name] for got in unpacked])
+        )
+        for name in own
+    }
+    shared = {name: unpacked[0][name] for name in part.tree if name not in each}
+    return Message(part.op, shared, each, part.rows, {**part.settings, **told}, part.each_settings)
