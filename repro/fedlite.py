@@ -113,7 +113,8 @@ def main(arguments: Sequence[str] = ()) -> list[Row]:
     chosen = parser.parse_args(arguments)
     data = load("fashion_mnist")
     found: dict[str, list[Found]] = {name: [] for name in chosen.runs.split()}
-    print(f"{chosen.channels} channels, {DEVICES} devices with {chosen.rows:,} rows, {chosen.rounds} rounds, batches of {BATCH}\n")
+    setting = f"{DEVICES} devices with {chosen.rows:,} rows, {chosen.rounds} rounds, batches of {BATCH}"
+    print(f"{chosen.channels} channels, {setting}\n")
     print("| activations | correction | seed | accuracy | bytes of activations | all uplink bytes | wall |")
     print("|---|---|---|---|---|---|---|")
     for seed in (int(part) for part in chosen.seeds.split(",")):
