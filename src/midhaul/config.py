@@ -422,8 +422,9 @@ class RunConfig:
     seed: int = option(0, "the seed of everything random", low=0, high=2**63 - 1)
     engine: str = option(
         "stacked",
-        "the engine: devices one by one, all at once, or some on firmware (run.devices) and the rest all at once",
-        choices=("loop", "stacked", "firmware"),
+        "the engine: devices one by one, all at once, all at once on the workers of a cluster, or some on firmware "
+        "(run.devices) and the rest all at once",
+        choices=("loop", "stacked", "cluster", "firmware"),
     )
     devices: str = option(
         "host:",
@@ -434,8 +435,21 @@ class RunConfig:
     )
     evaluate_every: int = option(1, "rounds between evaluations; the last round is always evaluated", low=1)
     checkpoint_every: int = option(1, "rounds between checkpoints", low=1)
-    memory: str = option("1GB", "how much memory the stacked engine may use for a chunk of devices")
-    threads: int = option(0, "torch threads; 0: as torch has it", low=0, high=1024)
+    workers: int = option(
+        0,
+        "engine cluster: workers, each with run.threads cores of some machine; 0: as many as there is room for",
+        low=0,
+        high=100_000,
+    )
+    address: str = option(
+        "",
+        "engine cluster: the Ray cluster: auto (the one that this machine is in), HOST:PORT or ray://HOST:PORT; empty: "
+        "workers on this machine, which end with the run",
+    )
+    memory: str = option(
+        "1GB", "how much memory the stacked engine, or a worker of the cluster, may use for a chunk of devices"
+    )
+    threads: int = option(0, "torch threads; 0: as torch has it, and one for a worker of the cluster", low=0, high=1024)
     kernels: str = option(
         "auto",
         "what computes in the stacked engine: compiled kernels where they know the model, else torch; torch alone; or "

@@ -179,7 +179,7 @@ class Scheme:
     needs_public: bool = False
     evaluate_large: Callable[[Server, Fleet, Kit, rng.Key], Replies] | None = None
     check: Callable[[Kit], None] | None = None
-    engines: tuple[str, ...] = ("loop", "stacked", "firmware")
+    engines: tuple[str, ...] = ("loop", "stacked", "cluster", "firmware")
     adapters: bool = False
     differs: str = "none"
     admits: tuple[str, ...] = ("cohort", "dropout")

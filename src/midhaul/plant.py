@@ -36,6 +36,7 @@ from midhaul.models.rates import WithRates
 from midhaul.program import Examples, Population, Program
 from midhaul.runtime import drift, firmware, participation
 from midhaul.runtime.blobs import DeviceBlobs
+from midhaul.runtime.cluster import Cluster, Workers
 from midhaul.runtime.coding import Coding, plan_coding
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.groups import Groups
@@ -45,7 +46,7 @@ from midhaul.runtime.stacked import Stacked
 from midhaul.schemes import SCHEMES
 from midhaul.server import Progress, Server
 
-Engine = Loop | Stacked | Firmware | Groups
+Engine = Loop | Stacked | Cluster | Firmware | Groups
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Plant:
     coding: Coding
     after: Population | None = None  # the devices' rows once they have drifted, where they do
     around: Surroundings | None = None  # the cell or the traces that vary the devices' radios, where there are any
+    workers: Workers | None = None  # of the engine cluster; they start when they are opened
 
 
 def settle(plant: Plant, server: Server) -> Plant:
@@ -178,7 +180,9 @@ def build(
     training = [group for group in groups if group.devices]
     needs = tuple(variants.need_of(g, kit, chosen, _module(g, chosen, prepared), federation) for g in training)
     tightest = variants.tightest(needs)
-    engine = _engine(kit, chosen, population)
+    run = config.run
+    workers = Workers(run.workers, run.address, max(1, run.threads)) if run.engine == "cluster" else None
+    engine = _engine(kit, chosen, population, workers)
     board, radio, need = training[tightest].board, training[tightest].radio, needs[tightest]
     names = (
         _tiny_name(config, chosen, module),
@@ -189,7 +193,7 @@ def build(
         notes += [variants.about(group, need) for group, need in zip(training, needs, strict=True)]
     coding = plan_coding(config, chosen, [group.program for group in groups])
     around, told = _around(config, groups)
-    built = (kit, engine, board, radio, need, needs, (*notes, *told), *names, coding, after, around)
+    built = (kit, engine, board, radio, need, needs, (*notes, *told), *names, coding, after, around, workers)
     return Plant(config, chosen, data, federation, *built)
 
 
@@ -316,7 +320,7 @@ def _tiny_models(
     return models
 
 
-def _engine(kit: Kit, scheme: Scheme, population: Population) -> Engine:
+def _engine(kit: Kit, scheme: Scheme, population: Population, workers: Workers | None) -> Engine:
     """Gives the engine that the config asks for; where devices hold unlike models, one for each of these."""
     run, groups = kit.config.run, kit.groups
     programs = {id(group.program) for group in groups}
@@ -328,10 +332,13 @@ def _engine(kit: Kit, scheme: Scheme, population: Population) -> Engine:
             )
         return _firmware(kit, scheme, groups[0].program, population, groups[0].board)
 
-    def build(program: Program, population: Population) -> Loop | Stacked:
+    def build(program: Program, population: Population) -> Loop | Stacked | Cluster:
         if run.engine == "loop":
             return Loop(program, population)
-        return Stacked(program, population, settings.parse_bytes(run.memory), run.kernels)
+        memory_bytes = settings.parse_bytes(run.memory)
+        if workers is not None:
+            return Cluster(program, population, workers, memory_bytes, run.kernels)
+        return Stacked(program, population, memory_bytes, run.kernels)
 
     return build(groups[0].program, population) if len(programs) == 1 else Groups(groups, population, build)
 

@@ -76,6 +76,9 @@ def run(
         plant = build(
             config, scheme=scheme, module=module, large_module=large_module, dataset=dataset, progress=progress
         )
+        if plant.workers is not None:
+            plant.workers.tell = tell
+            plant.workers.open()
     except MidhaulError:
         if is_new and out is not None:
             out.rmdir()  # a run that is refused leaves nothing
@@ -87,6 +90,8 @@ def run(
     finally:
         if isinstance(plant.engine, Firmware):
             plant.engine.close()
+        if plant.workers is not None:
+            plant.workers.close()
 
 
 def behind_link(plant: Plant, ledger: Ledger, out: Path | None = None) -> Participation:
@@ -356,6 +361,7 @@ class _Run:
             "device_events": events,
             "drift_alarms": self._alarms(),
             "device_stats": stats,
+            "cluster": plant.workers.to_table() if plant.workers is not None else None,
             "refused_rows": len(plant.dataset.refused),
             "num_train_rows": sum(len(rows) for rows in plant.federation.train),
             "num_test_rows": sum(len(rows) for rows in plant.federation.test),
@@ -443,11 +449,18 @@ def _check_same(kept: Config, now: Config) -> None:
     old, new = settings.to_table(kept), settings.to_table(now)
     for section, values in old.items():
         for key, value in values.items():
-            if new[section][key] != value and (section, key) != ("run", "threads"):
+            if new[section][key] != value and not _is_same_run(f"{section}.{key}", value, new[section][key]):
                 raise CheckpointError(
                     f"the run to resume has {section}.{key} = {value!r} and this config has {new[section][key]!r}; "
                     "resume with the same config, or choose another --out"
                 )
+
+
+def _is_same_run(key: str, old: Any, new: Any) -> bool:
+    """Says whether a setting only says where the work is done; stacked and cluster have the same checkpoints."""
+    return key in ("run.threads", "run.workers", "run.address") or (
+        key == "run.engine" and {old, new} == {"stacked", "cluster"}
+    )
 
 
 def _open_folder(out: Path, resume: bool) -> None:
@@ -480,6 +493,8 @@ def _opening(plant: Plant) -> list[str]:
         lines.append(f"{len(federation.left_out)} devices with fewer than data.min_rows rows are left out")
     if isinstance(plant.engine, Firmware):
         lines.append(plant.engine.about)
+    if plant.workers is not None:
+        lines.append(plant.workers.about)
     if plant.dataset.source != plant.dataset.name:
         lines.append(f"licence of {data.name}: {data.licence}")
     rows = [len(r) for r in federation.train]

@@ -10,6 +10,7 @@ from midhaul.errors import EngineError
 from midhaul.fleet import Group, Part
 from midhaul.message import Message, Replies, gather, join
 from midhaul.program import Population, Program
+from midhaul.runtime.cluster import Cluster
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.native.kernels import Kernels
 from midhaul.runtime.stacked import Stacked
@@ -23,10 +24,13 @@ class Groups:
     """
 
     def __init__(
-        self, groups: Sequence[Group], population: Population, build: Callable[[Program, Population], Loop | Stacked]
+        self,
+        groups: Sequence[Group],
+        population: Population,
+        build: Callable[[Program, Population], Loop | Stacked | Cluster],
     ) -> None:
         self.population = population
-        self.engines: list[Loop | Stacked] = []
+        self.engines: list[Loop | Stacked | Cluster] = []
         self._place: dict[int, int] = {}  # of each device: that of its engine
         for program in {id(group.program): group.program for group in groups}.values():
             held = [group for group in groups if group.program is program]
@@ -87,7 +91,7 @@ class Groups:
             engine.restore(held)
 
 
-def kernels_of(engine: Loop | Stacked | Groups) -> list[Kernels]:
+def kernels_of(engine: Loop | Stacked | Cluster | Groups) -> list[Kernels]:
     """Gives the compiled kernels of an engine, those of each kind of device in turn."""
     engines = engine.engines if isinstance(engine, Groups) else [engine]
-    return [part.kernels for part in engines if isinstance(part, Stacked)]
+    return [part.kernels for part in engines if isinstance(part, Stacked | Cluster)]

@@ -141,5 +141,5 @@ CO_LEARNING_LOGITS = _kin(
     up=(Kind.LOGITS,),
     down=(Kind.EXAMPLES, Kind.LOGITS),
     differs="model",
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
 )

@@ -117,5 +117,5 @@ FEDMD = _kin(
     up=(Kind.LOGITS,),
     down=(Kind.EXAMPLES, Kind.LOGITS),
     differs="model",
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
 )

@@ -75,7 +75,7 @@ _kin = partial(
     evaluate=evaluate,
     work=work,
     direction="large to tiny",
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
     differs="rank",
     admits=("cohort", "stragglers", "dropout", "weighting"),
 )

@@ -92,7 +92,7 @@ _kin = partial(
     family="FML",
     direction="tiny to tiny",
     init=init,
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
     admits=("cohort", "dropout", "asynchronous"),
 )
 

@@ -97,5 +97,5 @@ FEDGKT = Scheme(
     large="rear",
     evaluate_large=evaluate_halves,
     admits=("cohort", "stragglers", "dropout"),
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
 )

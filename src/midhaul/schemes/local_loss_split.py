@@ -67,5 +67,5 @@ CSE_FSL = Scheme(
     part="local",
     large="rear",
     admits=("cohort", "dropout", "weighting"),
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
 )

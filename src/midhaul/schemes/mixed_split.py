@@ -130,7 +130,7 @@ FEDERATED_SPLIT_MIXED = Scheme(
     down=(Kind.GRADIENTS, Kind.WEIGHTS),
     part="front",
     large="rear",
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
     differs="cut",
     admits=("cohort", "stragglers", "dropout", "weighting"),
 )

@@ -121,5 +121,5 @@ FEDMKT = Scheme(
     up=(Kind.LOGITS,),
     down=(Kind.EXAMPLES, Kind.LOGITS),
     differs="model",
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
 )

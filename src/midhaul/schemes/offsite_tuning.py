@@ -101,5 +101,5 @@ OFFSITE_TUNING = Scheme(
     needs_public=True,
     evaluate_large=evaluate_large,
     admits=PROPERTIES,
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
 )

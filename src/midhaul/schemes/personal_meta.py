@@ -98,7 +98,7 @@ _kin = partial(
     Scheme,
     family="FML",
     direction="tiny to tiny",
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
     admits=("cohort", "stragglers", "dropout", "asynchronous"),
 )
 PER_FEDAVG = _kin(

@@ -91,5 +91,5 @@ SPARSE_TRANSFER = Scheme(
     evaluate_large=evaluate_large,
     trains=tuned,
     admits=("cohort", "stragglers", "dropout"),
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
 )

@@ -130,5 +130,5 @@ SPLIT_U = Scheme(
     part="u",
     large="rear",
     admits=("cohort", "stragglers", "dropout"),
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
 )

@@ -72,7 +72,7 @@ FLORA = Scheme(
     evaluate=evaluate,
     work=work,
     direction="large to tiny",
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
     admits=("cohort", "stragglers", "dropout", "weighting"),
     differs="rank",
 )

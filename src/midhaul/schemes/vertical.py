@@ -94,6 +94,6 @@ VERTICAL = Scheme(
     down=(Kind.GRADIENTS,),
     part="front",
     large="joint",
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
     admits=("dropout",),
 )

@@ -73,7 +73,7 @@ _kin = partial(
     init=init,
     work=work,
     direction="tiny to tiny",
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
     differs="width",
     admits=("cohort", "stragglers", "dropout", "weighting"),
 )

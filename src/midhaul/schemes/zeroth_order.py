@@ -72,6 +72,6 @@ FEDKSEED = Scheme(
     direction="large to tiny",
     up=(Kind.GRADIENTS,),
     down=(Kind.GRADIENTS,),
-    engines=("loop", "stacked"),
+    engines=("loop", "stacked", "cluster"),
     admits=("cohort", "stragglers", "dropout", "weighting"),
 )

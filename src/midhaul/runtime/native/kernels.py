@@ -63,6 +63,13 @@ class Kernels:
             raise EngineError(f"run.kernels is native, and the kernels can't do {message.op.name}: {reason}")
         return reason
 
+    def note(self, op: Op, refused: str) -> None:
+        """Notes what computed an op for this program in another process: the kernels, or why they didn't."""
+        if refused:
+            self.refused.setdefault(op, refused)
+        else:
+            self.done.add(op)
+
     def told(self) -> dict[str, str]:
         """Says what computed each op: "native", or torch and why."""
         done = dict.fromkeys(self.done, "native") | {op: f"torch: {reason}" for op, reason in self.refused.items()}
