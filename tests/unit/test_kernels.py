@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from midhaul import rng, tree
 from midhaul.errors import EngineError
 from midhaul.message import Message, Op, Replies
 from midhaul.models import tiny
-from midhaul.program import Population, Program
+from midhaul.models.norm import FedBatchNorm
+from midhaul.program import Population, Program, norms_of
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.native import library
 from midhaul.runtime.stacked import Stacked
@@ -43,17 +45,30 @@ def population(
     return Population(drawn(0, total, *shape), y, rows, rows, (), True)
 
 
-def both(module: nn.Module, data: Population, message: Message) -> tuple[Replies, Replies]:
+def own_tensors(module: nn.Module) -> tuple[str, ...]:
+    """Gives the names of what lies in batch norms, which stays on its device."""
+    norms = norms_of(module)
+    return tuple(f"{name}.{own}" for name, norm in norms.items() for own in norm.state_dict())
+
+
+def both(module: nn.Module, data: Population, message: Message, *, personal: bool = False) -> tuple[Replies, Replies]:
     """Gives what the two engines reply to a message that trains."""
-    program = Program(module, tuple(data.x.shape[1:]))
+    program = Program(module, tuple(data.x.shape[1:]), personal=own_tensors(module) if personal else ())
     known = Message(message.op, {**program.initial, **message.tree}, settings=message.settings, each=message.each)
     fast = Stacked(program, data, kernels="native")
     return Loop(program, data).exchange(known, key=KEY), fast.exchange(known, key=KEY)
 
 
-def agree(module: nn.Module, data: Population, *, extra: dict[str, Tensor] | None = None, **settings: Any) -> Replies:
+def agree(
+    module: nn.Module,
+    data: Population,
+    *,
+    extra: dict[str, Tensor] | None = None,
+    personal: bool = False,
+    **settings: Any,
+) -> Replies:
     plain = {"lr": 0.05, "batch": 4, "epochs": 2, "train": "whole", "send": "whole"}
-    slow, fast = both(module, data, Message(Op.FIT, extra or {}, settings={**plain, **settings}))
+    slow, fast = both(module, data, Message(Op.FIT, extra or {}, settings={**plain, **settings}), personal=personal)
     assert tree.largest_difference(slow.tree, fast.tree) < 2e-6
     assert torch.equal(slow.metrics["rows"], fast.metrics["rows"])
     assert torch.allclose(slow.metrics["loss"], fast.metrics["loss"], atol=2e-6, rtol=0)
@@ -128,6 +143,22 @@ CHAINS: dict[str, tuple[tuple[nn.Module, ...], tuple[int, ...]]] = {
         ),
         (9, 23),
     ),
+    "depthwise": (
+        (
+            nn.Conv2d(2, 17, 1),
+            nn.ReLU(),
+            nn.Conv2d(17, 17, 3, (2, 1), 1, groups=17),
+            nn.ReLU6(),
+            nn.Conv2d(17, 4, 1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        ),
+        (2, 5, 6),
+    ),
+    "depthwise of a sequence": (
+        (nn.Conv1d(3, 3, 4, groups=3, bias=False), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(12, 3)),
+        (3, 11),
+    ),
     "sequence, mean pool": ((nn.Conv1d(2, 4, 3), nn.AvgPool1d(3, 2), nn.Flatten(), nn.Linear(16, 3)), (2, 12)),
 }
 
@@ -171,6 +202,76 @@ def test_rows_that_were_sent_are_learned_from_a_teacher(loss: str) -> None:
     extra = {"x": drawn(3, 11, 7), "logits": drawn(4, 11, 3) * 3.0}
     settings = {"loss": loss, "temperature": 3.0, "soft_weight": 1.0}
     agree(seeded(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 3)), population((7,), 3), extra=extra, **settings)
+
+
+NORMS: dict[str, tuple[tuple[nn.Module, ...], tuple[int, ...]]] = {
+    "of a row": ((nn.Linear(7, 17), FedBatchNorm(17), nn.ReLU(), nn.Linear(17, 3)), (7,)),
+    "of an image": (
+        (conv2(1, 5), FedBatchNorm(5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(30, 3)),
+        (1, 4, 6),
+    ),
+    "that counts batches": (
+        (conv2(2, 17), FedBatchNorm(17, momentum=None), nn.Flatten(), nn.Linear(102, 3)),
+        (2, 2, 3),
+    ),
+    "that keeps nothing": (
+        (
+            *(nn.Conv1d(2, 9, 3, 2, 1), FedBatchNorm(9, track_running_stats=False), nn.ReLU(), nn.Conv1d(9, 4, 3)),
+            *(FedBatchNorm(4, affine=False), nn.AdaptiveAvgPool1d(1), nn.Flatten()),
+        ),
+        (2, 11),
+    ),
+    "first": ((FedBatchNorm(2), conv2(2, 3), nn.Flatten(), nn.Linear(36, 3)), (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_batch_norm_is_that_of_autograd(name: str) -> None:
+    layers, shape = NORMS[name]
+    agree(seeded(*layers), population(shape, 3), personal=True)
+    agree(seeded(*layers), population(shape, 3), personal=True, batch=0, momentum=0.5)
+
+
+def answers(module: nn.Module, data: Population, *messages: Message) -> None:
+    """Holds the answers of both engines to a few messages, and what their devices hold afterwards, to each other."""
+    program = Program(module, tuple(data.x.shape[1:]), personal=own_tensors(module))
+    slow, fast = Loop(program, data), Stacked(program, data, kernels="native")
+    for message in (Message(Op.LOAD, program.initial), *messages):
+        one, other = slow.exchange(message, key=KEY), fast.exchange(message, key=KEY)
+        assert tree.largest_difference(one.tree, other.tree) < 5e-6
+        assert torch.equal(one.rows, other.rows)
+        for name, value in one.metrics.items():
+            assert torch.allclose(value, other.metrics[name], atol=2e-6, rtol=0), name
+    held = {f"{d}/{n}": v for d in data.devices for n, v in slow.states[d].tree.items()}
+    mine = {
+        f"{d}/{n}": fast.own[n][d] if n in fast.own else fast.base[n] for d in data.devices for n in program.initial
+    }
+    assert tree.largest_difference(held, mine) < 2e-6
+
+
+def image_net() -> nn.Module:
+    return seeded(conv2(2, 5), FedBatchNorm(5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(30, 3))
+
+
+def test_outputs_and_scores_are_those_of_the_slow_engine() -> None:
+    plain = seeded(conv2(2, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(30, 3))
+    sent = {"x": drawn(8, 4, 2, 5, 6)}
+    asked = [Message(Op.EVALUATE), Message(Op.PREDICT), Message(Op.PREDICT, sent), Message(Op.FORWARD)]
+    learn = Message(Op.FIT, settings={"lr": 0.05, "batch": 4, "train": "whole", "send": "none"})
+    tune = Message(Op.ADAPT, settings={"lr": 0.05, "batch": 4, "train": "whole"})
+    for module in (plain, image_net()):
+        answers(module, population((2, 5, 6), 3), *asked, learn, *asked, tune)
+
+
+def test_a_split_models_front_goes_forward_and_back() -> None:
+    """The slopes at the cut have the cut's own shape: here an image."""
+    data = population((2, 5, 6), 3)
+    for layers in ((conv2(2, 5), nn.ReLU(), nn.MaxPool2d(2)), (conv2(2, 5), FedBatchNorm(5), nn.ReLU())):
+        module = seeded(*layers)
+        shape = module(data.x[:2]).shape[1:]
+        g = Message(Op.BACKWARD, {}, {"g": drawn(9, len(SIZES), max(SIZES), *shape)}, torch.tensor(SIZES))
+        back = replace(g, settings={"lr": 0.1, "train": "front", "momentum": 0.5})
+        answers(module, data, Message(Op.FORWARD), back, Message(Op.FORWARD, settings={"what": "hy"}), back)
 
 
 def test_values_are_hit() -> None:
@@ -267,7 +368,9 @@ def test_what_the_kernels_do_not_know_torch_does_and_says_why() -> None:
     assert "used twice" in reason(Twice(False), (4,))
     assert "aren't a chain" in reason(Twice(True), (4,))
     assert "Tanh" in reason(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)), (4,))
-    assert "groups" in reason(nn.Sequential(nn.Conv2d(4, 8, 1, groups=2), nn.Flatten(), nn.Linear(32, 2)), (4, 2, 2))
+    assert "groups of several" in reason(
+        nn.Sequential(nn.Conv2d(4, 8, 1, groups=2), nn.Flatten(), nn.Linear(32, 2)), (4, 2, 2)
+    )
     assert "dilated" in reason(nn.Sequential(nn.Conv1d(1, 2, 2, dilation=2), nn.Flatten(), nn.Linear(4, 2)), (1, 4))
     assert "rule" in reason(nn.Linear(4, 2), (4,), rule="maml", inner_lr=0.1, inner_train="whole")
 

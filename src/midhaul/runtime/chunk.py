@@ -20,6 +20,7 @@ from midhaul.message import ROW_KINDS, Message, Op, Replies
 from midhaul.models import losses
 from midhaul.program import Indices, Population, Program
 from midhaul.runtime import gradients
+from midhaul.runtime.native.call import Source
 from midhaul.runtime.native.kernels import Kernels
 from midhaul.tree import Tree
 
@@ -71,6 +72,11 @@ class Chunk:
         self._call = self.program.call_front if message.op == Op.FORWARD else self.program.call
         # Rows that the server sent to be trained on: they have logits and no label.
         self.sent = message.tree.get("x") if message.op == Op.FIT else None
+
+    @property
+    def source(self) -> Source:
+        """The rows that `self.rows` counts in."""
+        return Source(self.population.x, self.population.levels) if self.sent is None else Source(self.sent)
 
     def run(self) -> Replies:
         return {
@@ -174,14 +180,20 @@ class Chunk:
 
     def predict(self) -> Replies:
         if "x" in self.message.tree:
-            num = len(self.message.tree["x"])
-            own = torch.stack(
-                [
-                    self._apply({**self.shared, **{n: v[d] for n, v in self.each.items()}}, self.message.tree["x"])
-                    for d in range(len(self.devices))
-                ]
+            x, num = self.message.tree["x"], len(self.message.tree["x"])
+            kernels, all_rows = self.fleet.kernels, [np.arange(num)] * len(self.devices)
+            native = kernels.refusal(self.message, Source(x), trains=False) is None
+            own = (
+                kernels.outputs(self, Source(x), all_rows, training=False)
+                if native
+                else torch.stack(
+                    [
+                        self._apply({**self.shared, **{n: v[d] for n, v in self.each.items()}}, x)
+                        for d in range(len(self.devices))
+                    ]
+                )
             )
-            self.rows, self.counts = [np.arange(num)] * len(self.devices), [float(num)] * len(self.devices)
+            self.rows, self.counts = all_rows, [float(num)] * len(self.devices)
             metrics = {"rows": torch.tensor(self.counts, dtype=torch.float64)}
             return replies_of(self.devices, {"logits": own}, self.rows, self.counts, metrics)
         logits = self.outputs(training=False)
@@ -222,29 +234,37 @@ class Chunk:
         active = [place for place, count in enumerate(self.counts) if count]
         if active:
             names = self.program.names(str(self.settings.get("train", "front")))
-            places, mask = _padded([self.rows[p] for p in active])
             weights = {name: self._stacked(name)[active] for name in names}
-            others = {name: value[active] for name, value in self.each.items() if name not in names}
-            g = self.message.each["g"][active][:, : places.shape[1]]
-            nopeek = float(self.settings.get("nopeek", 0.0))
-
-            def pulled(
-                weights: Tree, others: Tree, shared: Tree, x: Tensor, g: Tensor, mask: Tensor
-            ) -> tuple[Tensor, Tree]:
-                h, updated = self.program.call_front({**shared, **others, **weights}, x, training=True, mask=mask)
-                keep = mask.reshape(-1, *[1] * (h.dim() - 1))
-                pull = (h * g * keep).sum()
-                if nopeek:
-                    pull = pull + nopeek * losses.distance_correlation(x, h, mask).to(pull.dtype)
-                return pull, updated
-
-            slopes, (_, updated) = vmap(grad_and_value(pulled, has_aux=True), in_dims=(0, 0, None, 0, 0, 0))(
-                weights, others, self.shared, self.population.inputs(places), g, mask
-            )
+            if self.fleet.kernels.refusal(self.message, self.source, trains=True) is None:
+                slopes, updated = self.fleet.kernels.pull(self, active, names, self.message.each["g"][active])
+            else:
+                slopes, updated = self._pulled(active, weights)
             self._step(active, weights, slopes)
             for name, value in updated.items():
                 self.fleet.set_own(name, [self.devices[p] for p in active], value)
         return replies_of(self.devices, {}, None, self.counts, {"rows": counts})
+
+    def _pulled(self, active: list[int], weights: Tree) -> tuple[Tree, Tree]:
+        """Gives the gradients of the weights [A, ...] from the slopes that were sent, and the statistics renewed."""
+        places, mask = _padded([self.rows[p] for p in active])
+        others = {name: value[active] for name, value in self.each.items() if name not in weights}
+        g = self.message.each["g"][active][:, : places.shape[1]]
+        nopeek = float(self.settings.get("nopeek", 0.0))
+
+        def pulled(
+            weights: Tree, others: Tree, shared: Tree, x: Tensor, g: Tensor, mask: Tensor
+        ) -> tuple[Tensor, Tree]:
+            h, updated = self.program.call_front({**shared, **others, **weights}, x, training=True, mask=mask)
+            keep = mask.reshape(-1, *[1] * (h.dim() - 1))
+            pull = (h * g * keep).sum()
+            if nopeek:
+                pull = pull + nopeek * losses.distance_correlation(x, h, mask).to(pull.dtype)
+            return pull, updated
+
+        slopes, (_, updated) = vmap(grad_and_value(pulled, has_aux=True), in_dims=(0, 0, None, 0, 0, 0))(
+            weights, others, self.shared, self.population.inputs(places), g, mask
+        )
+        return slopes, updated
 
     def _backward_tail(self) -> Replies:
         counts = torch.tensor(self.counts, dtype=torch.float64)
@@ -272,7 +292,7 @@ class Chunk:
 
     def descend(self, soft: Tensor | None) -> tuple[Tree, dict[str, Tensor]]:
         """Trains the slice `train` on every device; gives the tensors that changed [D, ...] and the mean losses [D]."""
-        if self.fleet.kernels.refusal(self.message, self.population) is None:
+        if self.fleet.kernels.refusal(self.message, self.source, trains=True) is None:
             return self.fleet.kernels.fit(self, soft)
         names = self.program.names(str(self.settings["train"]))
         plans = [self._plan(place) for place in range(len(self.devices))]
@@ -345,6 +365,8 @@ class Chunk:
 
     def outputs(self, *, training: bool) -> Tensor:
         """Gives the model's outputs of each device's rows, padded with zeros. Shapes: [D, B, ...]."""
+        if self.fleet.kernels.refusal(self.message, self.source, trains=False) is None:
+            return self.fleet.kernels.outputs(self, self.source, self.rows, training=training)
         places, mask = _padded(self.rows)
         if not self.each and not (training and self.program.personal):
             return self._flat(mask)

@@ -44,6 +44,17 @@ class Chain:
     shape: tuple[int, ...] = ()
 
     @property
+    def mixes_rows(self) -> bool:
+        """Whether a row's output depends on the other rows of its batch, in training at least."""
+        return any(layer.kind == library.NORM for layer in self.layers)
+
+    @property
+    def renewed(self) -> tuple[str, ...]:
+        """The statistics that a training pass renews, by name."""
+        places = [p for layer in self.layers for p in (layer.mean, layer.variance, layer.count)]
+        return tuple(self.weights[place].name for place in places if place >= 0)
+
+    @property
     def output_size(self) -> int:
         """The number of outputs of a row."""
         return math.prod(self.shape)
@@ -122,6 +133,8 @@ class _Reader:
             self._linear(name, layer)
         elif kind in (nn.Conv1d, nn.Conv2d):
             self._conv(name, layer)
+        elif kind is FedBatchNorm:
+            self._norm(name, layer)
         elif kind is nn.ReLU:
             self._act(library.RELU)
         elif kind is nn.ReLU6:
@@ -136,14 +149,14 @@ class _Reader:
             left, right, top, bottom = layer.padding
             self.pad = tuple(map(operator.add, self.pad, (top, left, bottom, right)))
         elif not (kind is nn.Identity or (kind in (nn.Dropout, nn.Dropout1d, nn.Dropout2d) and layer.p == 0.0)):
-            raise Unlike(f"the kernels have no layer {'batch norm' if kind is FedBatchNorm else kind.__name__}")
+            raise Unlike(f"the kernels have no layer {kind.__name__}")
 
     def _weight(self, name: str, out: int, inputs: int, taps: int) -> int:
         self.made.weights.append(Weight(name, out, inputs, taps))
         return len(self.made.weights) - 1
 
     def _add(self, kind: int, out_c: int, out_h: int, out_w: int, **values: Any) -> None:
-        if any(self.pad) and kind != library.CONV:
+        if any(self.pad) and kind not in (library.CONV, library.DEPTHWISE):
             raise Unlike("it pads the input of a layer that is no convolution")
         top, left, bottom, right = self.pad
         shape = {"in_c": self.c, "in_h": self.h, "in_w": self.w, "out_c": out_c, "out_h": out_h, "out_w": out_w}
@@ -166,8 +179,9 @@ class _Reader:
         if self.flat:
             raise Unlike(f"the layer {name} is a convolution of a row without channels")
         kernel, stride = _pair(layer.kernel_size, 1), _pair(layer.stride, 1)
-        if layer.groups != 1:
-            raise Unlike(f"the convolution {name} has groups")
+        deep = layer.groups == layer.in_channels == layer.out_channels and layer.groups > 1
+        if layer.groups != 1 and not deep:
+            raise Unlike(f"the convolution {name} has groups of several channels")
         if _pair(layer.dilation, 1) != (1, 1) or layer.padding_mode != "zeros":
             raise Unlike(f"the convolution {name} is dilated or padded by other than zeros")
         if isinstance(layer.padding, str):
@@ -178,10 +192,25 @@ class _Reader:
         self.pad = tuple(map(operator.add, self.pad, own))
         out_h = (self.h + self.pad[0] + self.pad[2] - kernel[0]) // stride[0] + 1
         out_w = (self.w + self.pad[1] + self.pad[3] - kernel[1]) // stride[1] + 1
-        weight = self._weight(f"{name}.weight", layer.out_channels, layer.in_channels, kernel[0] * kernel[1])
+        inputs = layer.in_channels // layer.groups
+        weight = self._weight(f"{name}.weight", layer.out_channels, inputs, kernel[0] * kernel[1])
         bias = -1 if layer.bias is None else self._weight(f"{name}.bias", layer.out_channels, 1, 1)
         size = {"kernel_h": kernel[0], "kernel_w": kernel[1], "stride_h": stride[0], "stride_w": stride[1]}
-        self._add(library.CONV, layer.out_channels, out_h, out_w, weight=weight, bias=bias, **size)
+        kind = library.DEPTHWISE if deep else library.CONV
+        self._add(kind, layer.out_channels, out_h, out_w, weight=weight, bias=bias, **size)
+
+    def _norm(self, name: str, layer: FedBatchNorm) -> None:
+        if self.flat and self.h * self.w > 1:
+            raise Unlike(f"the batch norm {name} is behind a flattened image")
+        used = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
+        used["count"] = "num_batches_tracked"
+        numbers = {
+            place: self._weight(f"{name}.{own}", 1 if place == "count" else self.c, 1, 1)
+            for place, own in used.items()
+            if getattr(layer, own) is not None
+        }
+        share = -1.0 if layer.momentum is None else layer.momentum
+        self._add(library.NORM, self.c, self.h, self.w, eps=layer.eps, momentum=share, **numbers)
 
     def _act(self, act: int) -> None:
         last = self.made.layers[-1] if self.made.layers and not any(self.pad) else None

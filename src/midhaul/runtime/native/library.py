@@ -30,7 +30,7 @@ class Layer(ctypes.Structure):
                 *("kind", "in_h", "in_w", "in_c", "pad_top", "pad_left", "pad_bottom", "pad_right"),
                 *("kernel_h", "kernel_w", "stride_h", "stride_w", "out_h", "out_w", "out_c", "act"),
                 *("pool", "pool_h", "pool_w", "pool_stride_h", "pool_stride_w", "pool_pad_h", "pool_pad_w"),
-                *("end_h", "end_w", "weight", "bias", "mean", "variance", "count", "use_running"),
+                *("end_h", "end_w", "weight", "bias", "mean", "variance", "count"),
             )
         ),
         ("eps", c_float),
@@ -54,7 +54,7 @@ class Job(ctypes.Structure):
     _fields_ = (
         ("layers", POINTER(Layer)),
         ("parameters", POINTER(Parameter)),
-        *((name, c_void_p) for name in ("x", "rows", "first", "labels", "targets", "soft", "slopes")),
+        *((name, c_void_p) for name in ("x", "bytes", "rows", "first", "labels", "targets", "soft", "slopes")),
         *((name, c_void_p) for name in ("batch", "epochs", "steps", "step", "epoch", "device")),
         *((name, c_void_p) for name in ("loss", "seen", "out")),
         *((name, c_int64) for name in ("num_layers", "num_parameters", "num_devices", "row_size")),

@@ -17,7 +17,7 @@ typedef struct {
     int32_t kind, in_h, in_w, in_c, pad_top, pad_left, pad_bottom, pad_right;
     int32_t kernel_h, kernel_w, stride_h, stride_w, out_h, out_w, out_c, act;
     int32_t pool, pool_h, pool_w, pool_stride_h, pool_stride_w, pool_pad_h, pool_pad_w, end_h, end_w;
-    int32_t weight, bias, mean, variance, count, use_running;
+    int32_t weight, bias, mean, variance, count;
     float eps, momentum; /* momentum below 0: the mean of all batches so far */
 } mk_layer;
 
@@ -31,6 +31,7 @@ typedef struct {
 
 /* What all devices of a call have in common, and where each one's rows and answers are.
 
+   x: a row behind another; or, if `bytes` isn't NULL, the 256 numbers that those stand for.
    rows: [first[num_devices]], the rows of x of one device after another; device d has first[d] ..< first[d + 1].
    labels, targets: one a row in that order, or NULL; soft: row r of device d at soft + d * soft_device + r * soft_row.
    batch, epochs, steps, step, epoch, device: one a device. loss, seen, correct: one a device.
@@ -39,6 +40,7 @@ typedef struct {
     const mk_layer *layers;
     const mk_parameter *parameters;
     const float *x;
+    const uint8_t *bytes;
     const int64_t *rows, *first, *labels;
     const float *targets, *soft, *slopes;
     const int64_t *batch, *epochs, *steps, *step, *epoch, *device;
@@ -84,8 +86,25 @@ typedef struct {
     int stale;     /* the transposed weights are of an earlier step */
 } mk_thread;
 
+MK_INLINE int mk_lanes(int64_t channels, int64_t c)
+{
+    return channels - c < MK_LANES ? (int)(channels - c) : MK_LANES;
+}
+
+/* Written so that NaN stays NaN. */
+MK_INLINE vf mk_activated(vf v, int act)
+{
+    if (act == MK_RELU || act == MK_RELU6)
+        v = choose(v < 0.0f, (vf){0}, v);
+    if (act == MK_RELU6)
+        v = choose(v > 6.0f, all(6.0f), v);
+    return v;
+}
+
 void mk_layer_forward(mk_thread *t, int64_t layer, int64_t num);
 void mk_layer_backward(mk_thread *t, int64_t layer, int64_t num);
+void mk_depthwise_forward(mk_thread *t, int64_t layer, int64_t image);
+void mk_depthwise_backward(mk_thread *t, int64_t layer, int64_t image, const float *mid);
 void mk_norm_forward(mk_thread *t, int64_t layer, int64_t num);
 void mk_norm_backward(mk_thread *t, int64_t layer, int64_t num);
 

@@ -10,11 +10,6 @@ MK_INLINE vf through(vf slope, vf y, int act)
     return slope;
 }
 
-MK_INLINE int lanes(int64_t channels, int64_t c)
-{
-    return channels - c < MK_LANES ? (int)(channels - c) : MK_LANES;
-}
-
 static float *input(const mk_thread *t, int64_t layer, int64_t image)
 {
     const mk_place *p = &t->run->places[layer];
@@ -51,7 +46,7 @@ void mk_pool_forward(mk_thread *t, int64_t layer, int64_t image, const float *mi
             window(x, l->pool_stride_w, l->pool_pad_w, l->pool_w, l->out_w, &x0, &x1);
             float *out = to + y * q->row + x * channels;
             for (int64_t c = 0; c < channels; c += MK_LANES) {
-                int num = lanes(channels, c);
+                int num = mk_lanes(channels, c);
                 vf best = load(mid + (y0 * l->out_w + x0) * p->mid + c), sum = {0};
                 vi at = {0}, number = {0};
                 for (int32_t i = y0; i < y1; i++)
@@ -93,7 +88,7 @@ void mk_pool_backward(mk_thread *t, int64_t layer, int64_t image, float *mid)
             if (l->pool == MK_NO_POOL) {
                 float *to = mid + (y * l->out_w + x) * p->mid;
                 for (int64_t c = 0; c < channels; c += MK_LANES) {
-                    int num = lanes(channels, c);
+                    int num = mk_lanes(channels, c);
                     store(to + c, through(load_first(g + c, num), load_first(out + c, num), l->act));
                 }
                 continue;
@@ -102,7 +97,7 @@ void mk_pool_backward(mk_thread *t, int64_t layer, int64_t image, float *mid)
             window(y, l->pool_stride_h, l->pool_pad_h, l->pool_h, l->out_h, &y0, &y1);
             window(x, l->pool_stride_w, l->pool_pad_w, l->pool_w, l->out_w, &x0, &x1);
             for (int64_t c = 0; c < channels; c += MK_LANES) {
-                int num = lanes(channels, c);
+                int num = mk_lanes(channels, c);
                 vf v = through(load_first(g + c, num), load_first(out + c, num), l->act);
                 vi at = {0}, number = {0};
                 if (l->pool == MK_MEAN)
@@ -166,13 +161,9 @@ static void plain_forward(mk_thread *t, int64_t layer, int64_t image)
     for (int64_t y = 0; y < l->out_h; y++)
         for (int64_t x = 0; x < l->out_w; x++)
             for (int64_t c = 0; c < l->out_c; c += MK_LANES) {
-                int num = lanes(l->out_c, c);
+                int num = mk_lanes(l->out_c, c);
                 vf v = load_first(from + y * p->row + x * l->in_c + c, num);
-                if (l->act == MK_RELU || l->act == MK_RELU6)
-                    v = choose(v < 0.0f, (vf){0}, v);
-                if (l->act == MK_RELU6)
-                    v = choose(v > 6.0f, all(6.0f), v);
-                store_first(to + y * row + x * step + c, v, num);
+                store_first(to + y * row + x * step + c, mk_activated(v, l->act), num);
             }
     if (l->pool)
         mk_pool_forward(t, layer, image, mid);
@@ -187,7 +178,9 @@ void mk_layer_forward(mk_thread *t, int64_t layer, int64_t num)
         mk_norm_forward(t, layer, num);
     else
         for (int64_t image = 0; image < num; image++)
-            (l->kind == MK_CONV ? conv_forward : plain_forward)(t, layer, image);
+            (l->kind == MK_CONV        ? conv_forward
+             : l->kind == MK_DEPTHWISE ? mk_depthwise_forward
+                                       : plain_forward)(t, layer, image);
 }
 
 static void bias_backward(const float *g, int64_t places, int64_t width, int64_t step, float *to)
@@ -220,6 +213,10 @@ static void conv_backward(mk_thread *t, int64_t layer, int64_t image)
     mk_pool_backward(t, layer, image, mid);
     if (l->bias >= 0 && r->job->parameters[l->bias].trained)
         bias_backward(mid, places, p->ldw, p->mid, gradient + r->offset[l->bias]);
+    if (l->kind == MK_DEPTHWISE) {
+        mk_depthwise_backward(t, layer, image, mid);
+        return;
+    }
     if (r->job->parameters[l->weight].trained) {
         mk_outer work = {.num_k = p->segments * p->depth, .ldw = p->ldw, .rows = l->out_h, .columns = l->out_w,
                          .a_row = l->stride_h * p->row, .a_column = l->stride_w * l->in_c,
@@ -287,7 +284,7 @@ static void plain_backward(mk_thread *t, int64_t layer, int64_t image)
         for (int64_t x = 0; x < l->out_w; x++)
             for (int64_t c = 0; c < l->out_c; c += MK_LANES)
                 store_first(to + y * p->row + x * l->in_c + c, load(mid + (y * l->out_w + x) * p->mid + c),
-                            lanes(l->out_c, c));
+                            mk_lanes(l->out_c, c));
 }
 
 void mk_layer_backward(mk_thread *t, int64_t layer, int64_t num)
@@ -302,5 +299,5 @@ void mk_layer_backward(mk_thread *t, int64_t layer, int64_t num)
         mk_norm_backward(t, layer, num);
     else
         for (int64_t image = 0; image < num; image++)
-            (l->kind == MK_CONV ? conv_backward : plain_backward)(t, layer, image);
+            (l->kind == MK_PLAIN ? plain_backward : conv_backward)(t, layer, image);
 }

@@ -76,7 +76,7 @@ static void lay_out(mk_run *r, const mk_layer *l, mk_place *p, int64_t *total)
         int whole = l->kernel_h == l->in_h && l->kernel_w == l->in_w && p->inside == 0 && l->out_h * l->out_w == 1;
         p->dense = whole && l->kind == MK_CONV && !l->pool && p->row == l->in_w * channels;
         p->segments = p->dense ? 1 : l->kernel_h;
-        p->depth = (p->dense ? l->kernel_h : 1) * l->kernel_w * channels;
+        p->depth = (p->dense ? l->kernel_h : 1) * l->kernel_w * (l->kind == MK_CONV ? channels : 1);
         p->ldw = rounded(l->out_c);
         p->ldt = rounded(p->depth);
         if (layer > r->lowest && l->kind == MK_CONV)
@@ -188,19 +188,32 @@ void mk_end(mk_thread *t, int64_t device, int gradient)
     }
 }
 
-/* [channels][height * width] to rows of channels, or back if `out`. */
-static void turn(float *inner, int64_t row, int32_t h, int32_t w, int64_t channels, float *outer,
-                 int out)
+/* torch's [channels][height][width] to an image inside, or back. */
+static void image_in(float *to, int64_t row, int32_t h, int32_t w, int64_t channels, const float *from)
+{
+    for (int32_t y = 0; y < h; y++) {
+        if (channels == 1)
+            memcpy(to + y * row, from + y * w, (size_t)w * sizeof(float));
+        for (int32_t x = 0; x < w && channels > 1; x++)
+            for (int64_t c = 0; c < channels; c++)
+                to[y * row + x * channels + c] = from[(c * h + y) * w + x];
+    }
+}
+
+static void image_out(const float *from, int64_t row, int32_t h, int32_t w, int64_t channels, float *to)
 {
     for (int32_t y = 0; y < h; y++)
         for (int32_t x = 0; x < w; x++)
-            for (int64_t c = 0; c < channels; c++) {
-                float *in = inner + y * row + x * channels + c, *other = outer + (c * h + y) * w + x;
-                if (out)
-                    *other = *in;
-                else
-                    *in = *other;
-            }
+            for (int64_t c = 0; c < channels; c++)
+                to[(c * h + y) * w + x] = from[y * row + x * channels + c];
+}
+
+static void bytes_in(float *to, int64_t row, const mk_layer *l, const uint8_t *from, const float *levels)
+{
+    for (int32_t y = 0; y < l->in_h; y++)
+        for (int32_t x = 0; x < l->in_w; x++)
+            for (int64_t c = 0; c < l->in_c; c++)
+                to[y * row + x * l->in_c + c] = levels[from[(c * l->in_h + y) * l->in_w + x]];
 }
 
 void mk_read_rows(mk_thread *t, const int64_t *rows, int64_t num)
@@ -209,12 +222,13 @@ void mk_read_rows(mk_thread *t, const int64_t *rows, int64_t num)
     const mk_layer *l = &job->layers[0];
     const mk_place *p = &t->run->places[0];
     for (int64_t m = 0; m < num; m++) {
-        const float *from = job->x + rows[m] * job->row_size;
         float *to = t->memory + p->in + m * p->image + p->inside;
-        if (l->in_h * l->in_w == 1)
-            memcpy(to, from, (size_t)l->in_c * sizeof(float));
+        if (job->bytes)
+            bytes_in(to, p->row, l, job->bytes + rows[m] * job->row_size, job->x);
+        else if (l->in_h * l->in_w == 1)
+            memcpy(to, job->x + rows[m] * job->row_size, (size_t)l->in_c * sizeof(float));
         else
-            turn(to, p->row, l->in_h, l->in_w, l->in_c, (float *)from, 0);
+            image_in(to, p->row, l->in_h, l->in_w, l->in_c, job->x + rows[m] * job->row_size);
     }
 }
 
@@ -225,7 +239,7 @@ void mk_write_outputs(mk_thread *t, float *out, int64_t num)
     const mk_place *p = &t->run->places[job->num_layers];
     int64_t size = l->end_h * l->end_w * l->out_c;
     for (int64_t m = 0; m < num; m++)
-        turn(t->memory + p->in + m * p->image, p->row, l->end_h, l->end_w, l->out_c, out + m * size, 1);
+        image_out(t->memory + p->in + m * p->image, p->row, l->end_h, l->end_w, l->out_c, out + m * size);
 }
 
 void mk_read_slopes(mk_thread *t, const float *slopes, int64_t num)
@@ -235,8 +249,7 @@ void mk_read_slopes(mk_thread *t, const float *slopes, int64_t num)
     const mk_place *p = &t->run->places[job->num_layers];
     int64_t size = l->end_h * l->end_w * l->out_c;
     for (int64_t m = 0; m < num; m++)
-        turn(t->memory + p->slope + m * p->image, p->row, l->end_h, l->end_w, l->out_c,
-             (float *)slopes + m * size, 0);
+        image_in(t->memory + p->slope + m * p->image, p->row, l->end_h, l->end_w, l->out_c, slopes + m * size);
 }
 
 typedef struct {
