@@ -20,6 +20,8 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps tflite-micro==0.dev20261023182759 \
 		|| echo "tflite-micro can't be installed here: the tests of .tflite files are skipped" >&2
+	@$(BIN)/python -c 'from midhaul.runtime.native import library; library.load()' \
+		|| echo "the compiled kernels can't be built: torch does their work" >&2
 	@touch $@
 
 demo: $(READY)  ## seven schemes on data inside a dependency: a table and a report

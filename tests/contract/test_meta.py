@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fleet_of_three import Tiny, engine, setting
 
 BOTH = pytest.mark.parametrize("on", ["loop", "stacked"])
+# Plain SGD is done by the stacked engine's kernels, every other rule by torch, which sums in another order.
+APART = {"loop": 0.0, "stacked": 1e-6}
 ALL_ROWS = {"scheme_batch": 0, "scheme_epochs": 1, "scheme_momentum": 0.0, "scheme_lr": 0.1}
 
 
@@ -74,7 +76,7 @@ def test_reptile_with_one_inner_step_is_joint_sgd(on: str) -> None:
 @pytest.mark.parametrize("nothing", [{"scheme_inner_steps": 0}, {"scheme_inner_lr": 0.0}], ids=["no step", "no rate"])
 def test_maml_without_an_inner_loop_is_fedsgd(name: str, nothing: dict[str, object], on: str) -> None:
     found = run(name, on, scheme_support=0, **ALL_ROWS, **nothing)
-    assert difference(found, run("fedavg", on, **ALL_ROWS)) == 0.0
+    assert difference(found, run("fedavg", on, **ALL_ROWS)) <= APART[on]
 
 
 @BOTH
@@ -97,7 +99,7 @@ def test_meta_sgd_takes_mamls_first_step_and_learns_its_rates(on: str) -> None:
 @BOTH
 @pytest.mark.parametrize("name", ["per_fedavg", "per_fedavg_hf"])
 def test_per_fedavg_that_looks_no_step_ahead_is_fedavg(name: str, on: str) -> None:
-    assert difference(run(name, on, scheme_inner_lr=0.0, scheme_support=0), run("fedavg", on)) == 0.0
+    assert difference(run(name, on, scheme_inner_lr=0.0, scheme_support=0), run("fedavg", on)) <= APART[on]
     ahead = run(name, on, scheme_inner_lr=0.3, scheme_support=0)
     assert difference(ahead, run("fedavg", on)) > 1e-3
 
@@ -115,7 +117,7 @@ def test_finite_differences_come_to_mamls_gradient(on: str) -> None:
 def test_pfedme_with_one_inner_step_of_one_over_lambda_is_fedavg(on: str) -> None:
     """The envelope's gradient is then lambda times 1 / lambda of the loss's; a power of two keeps every bit."""
     found = run("pfedme", on, scheme_moreau=4.0, scheme_inner_lr=0.25, scheme_inner_steps=1)
-    assert difference(found, run("fedavg", on)) == 0.0
+    assert difference(found, run("fedavg", on)) <= APART[on]
 
 
 @BOTH

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from ctypes import POINTER, c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -56,7 +57,7 @@ class Job(ctypes.Structure):
         ("parameters", POINTER(Parameter)),
         *((name, c_void_p) for name in ("x", "bytes", "rows", "first", "labels", "targets", "soft", "slopes")),
         *((name, c_void_p) for name in ("batch", "epochs", "steps", "step", "epoch", "device")),
-        *((name, c_void_p) for name in ("loss", "seen", "out")),
+        *((name, c_void_p) for name in ("loss", "seen", "out", "spent")),
         *((name, c_int64) for name in ("num_layers", "num_parameters", "num_devices", "row_size")),
         *((name, c_int64) for name in ("soft_device", "soft_row", "threads", "loss_kind", "training")),
         *((name, c_uint64) for name in ("seed", "round", "use")),
@@ -64,12 +65,20 @@ class Job(ctypes.Structure):
     )
 
 
-@cache
+_lock = threading.Lock()
+
+
 def load() -> ctypes.CDLL:
     """Gives the library, built for this processor if it isn't in the cache.
 
     Raises: DependencyError without a compiler; EngineError if it can't be built or loaded.
     """
+    with _lock:  # who comes second waits, and builds nothing
+        return _load()
+
+
+@cache
+def _load() -> ctypes.CDLL:
     path = toolchain.kernel_library(SOURCES, sanitize=os.environ.get(SANITIZE, ""))
     try:
         library = ctypes.CDLL(str(path))

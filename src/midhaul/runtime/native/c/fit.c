@@ -1,6 +1,7 @@
 #include "run.h"
 
 #include <stdlib.h>
+#include <time.h>
 
 /* Moves the weights a step; the gradient is 0 behind it. As torch.optim.SGD does it, with the proximal term before. */
 static void move(mk_thread *t)
@@ -70,16 +71,31 @@ static double losses(mk_thread *t, int64_t device, const int64_t *order, int64_t
     return total;
 }
 
+static double seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void one_layer(mk_thread *t, int64_t layer, int64_t num, int back)
+{
+    double *spent = t->run->job->spent, began = spent ? seconds() : 0.0;
+    (back ? mk_layer_backward : mk_layer_forward)(t, layer, num);
+    if (spent)
+        spent[2 * layer + back] += seconds() - began;
+}
+
 static void forward(mk_thread *t, int64_t num)
 {
     for (int64_t i = 0; i < t->run->job->num_layers; i++)
-        mk_layer_forward(t, i, num);
+        one_layer(t, i, num, 0);
 }
 
 static void backward(mk_thread *t, int64_t num)
 {
     for (int64_t i = t->run->job->num_layers - 1; i >= t->run->lowest; i--)
-        mk_layer_backward(t, i, num);
+        one_layer(t, i, num, 1);
     t->stale = 0;
 }
 

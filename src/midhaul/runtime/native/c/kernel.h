@@ -46,6 +46,7 @@ typedef struct {
     const int64_t *batch, *epochs, *steps, *step, *epoch, *device;
     double *loss, *seen;
     float *out;
+    double *spent; /* NULL, or [num_layers][2]: seconds forward and backward of each layer, on one thread */
     int64_t num_layers, num_parameters, num_devices, row_size, soft_device, soft_row;
     int64_t threads, loss_kind, training;
     uint64_t seed, round, use;
