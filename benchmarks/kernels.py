@@ -142,7 +142,7 @@ def profile(bench: Bench, turns: int) -> tuple[list[Layer], list[list[float]]]:
     end = {name: torch.empty((1, *value.shape)) for name, value in bench.program.initial.items()}
     least = torch.full((len(made.layers), 2), torch.inf, dtype=torch.float64)
     for _ in range(turns):
-        call, spent = Call(made, bench.population.x, part.rows), torch.zeros(len(made.layers), 2, dtype=torch.float64)
+        call, spent = Call(made, part.source, part.rows), torch.zeros(len(made.layers), 2, dtype=torch.float64)
         call.parameters(part.shared, part.each, tuple(end), end)
         call.targets(part, bench.message.settings, None)
         call.plans(part, bench.message.settings)

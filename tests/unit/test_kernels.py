@@ -243,9 +243,9 @@ def answers(module: nn.Module, data: Population, *messages: Message) -> None:
         for name, value in one.metrics.items():
             assert torch.allclose(value, other.metrics[name], atol=2e-6, rtol=0), name
     held = {f"{d}/{n}": v for d in data.devices for n, v in slow.states[d].tree.items()}
-    mine = {
-        f"{d}/{n}": fast.own[n][d] if n in fast.own else fast.base[n] for d in data.devices for n in program.initial
-    }
+    shared, own = fast.parameters(Message(Op.FIT), list(data.devices))
+    whole = {n: own[n] if n in own else shared[n].expand(len(data.devices), *shared[n].shape) for n in program.initial}
+    mine = {f"{d}/{n}": value[place] for place, d in enumerate(data.devices) for n, value in whole.items()}
     assert tree.largest_difference(held, mine) < 2e-6
 
 
