@@ -81,15 +81,15 @@ def test_a_field_is_normal_and_forgets_with_distance() -> None:
 
 def test_devices_are_dropped_in_the_hexagon_and_not_too_near() -> None:
     devices = np.arange(4000)
-    places = layout.drop(7, devices, "hexagon", 200.0, 10.0)
+    places = layout.drop(7, devices, "hexagon", 200.0, np.full(4000, 10.0))
     away = np.hypot(*places.T)
     assert layout.in_hexagon(places, 200.0).all()
     assert away.min() >= 10.0
     # A uniform place is within r of the centre with probability pi r^2 / area, as long as the disc lies inside.
     area = math.sqrt(3.0) / 2.0 * 200.0**2 - math.pi * 10.0**2
     assert (away < 80.0).mean() == pytest.approx(math.pi * (80.0**2 - 10.0**2) / area, abs=0.025)
-    assert (layout.drop(7, devices[100:105], "hexagon", 200.0, 10.0) == places[100:105]).all()
-    disc = np.hypot(*layout.drop(7, devices, "disc", 200.0, 10.0).T)
+    assert (layout.drop(7, devices[100:105], "hexagon", 200.0, np.full(5, 10.0)) == places[100:105]).all()
+    disc = np.hypot(*layout.drop(7, devices, "disc", 200.0, np.full(4000, 10.0)).T)
     assert math.pi * disc.max() ** 2 == pytest.approx(math.sqrt(3.0) / 2.0 * 200.0**2, rel=0.01)
 
 
@@ -230,7 +230,7 @@ def test_another_seed_or_round_is_another_channel() -> None:
 
 def test_devices_that_move_keep_their_speed_and_stay() -> None:
     devices = np.arange(50)
-    start = layout.drop(1, devices, "hexagon", 200.0, 10.0)
+    start = layout.drop(1, devices, "hexagon", 200.0, np.full(50, 10.0))
     for how in ("line", "wander"):
         before, after = (layout.moved(1, devices, start, 2.0, time, how, 1e6) for time in (50.0, 51.0))
         assert np.hypot(*(after - before).T) == pytest.approx(np.full(50, 2.0), rel=1e-6)

@@ -164,10 +164,16 @@ class Cell:
         return Large(places, gain_db, in_sight, indoors)
 
     def _places(self, devices: Ints, time_s: float) -> Doubles:
-        least = self.link.min_distance_m or self.scenario.min_distance_m
+        least = self._nearest_m(self._drawn(devices, rng.Use.POSITION))
         start = layout.drop(self.seed, devices, self.link.area, self.inter_site_m, least)
         speed = self.link.speed_kmh / 3.6
         return layout.moved(self.seed, devices, start, speed, time_s, self.link.mobility, self.inter_site_m / 2.0)
+
+    def _nearest_m(self, drawn: tuple[Flags, Doubles, Doubles]) -> Doubles:
+        """Gives how near to the site each device may be: a building's wall is not nearer than a device outdoors."""
+        indoors, _, words = drawn
+        least = self.link.min_distance_m or self.scenario.min_distance_m
+        return least + np.where(indoors, propagation.inside_m(self.carrier_hz, words[:, 1:3]), 0.0)
 
     def _drawn(self, devices: Ints, use: rng.Use) -> tuple[Flags, Doubles, Doubles]:
         """Gives who is indoors, how high each is, and numbers for walls: [D], [D], [D, 4]."""
@@ -228,7 +234,7 @@ class Cell:
             return 10.0 * float(np.log10(noise))
         num = NEIGHBOURS * len(self.sites)
         devices = np.arange(num, dtype=np.int64)
-        least = self.link.min_distance_m or self.scenario.min_distance_m
+        least = self._nearest_m(self._drawn(devices, rng.Use.NEIGHBOUR))
         own = layout.drop(self.seed, devices, "hexagon", self.inter_site_m, least, rng.Use.NEIGHBOUR)
         places = own + self.sites.repeat(NEIGHBOURS, axis=0)
         gain_db = self._draw(devices, places, rng.Use.NEIGHBOUR).gain_db

@@ -19,7 +19,7 @@ Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 SECTOR_DEG = (30.0, 150.0, 270.0)
 ELEMENT_DBI, BEAM_DEG, MOST_DB = 8.0, 65.0, 30.0
-TILT_DEG = 12.0  # downwards: TR 38.901 table 7.8-1 names 102 degrees from the zenith
+TILT_DEG = 0.0  # downwards; the element of table 7.3-1 looks straight ahead
 TURN_S = 20.0  # how long a device that wanders walks before it turns
 MAX_LEGS = 200_000
 _TRIES = 64
@@ -51,22 +51,23 @@ def in_hexagon(places_D2: Doubles, inter_site_m: float) -> npt.NDArray[np.bool_]
 
 
 def drop(
-    seed: int, devices: Ints, area: str, inter_site_m: float, nearest_m: float, use: rng.Use = rng.Use.POSITION
+    seed: int, devices: Ints, area: str, inter_site_m: float, nearest_D: Doubles, use: rng.Use = rng.Use.POSITION
 ) -> Doubles:
     """Gives a place for each device, uniform in the centre's hexagon or in the disc of its area's size around it.
 
-    No place is nearer to the site than `nearest_m`. A device's place depends on its number and the seed alone.
-    Shapes: [D] -> [D, 2]. Raises: ConfigError if the least distance leaves no room.
+    No place is nearer to the site than the device may be. A device's place depends on its number and the seed alone.
+    Shapes: [D], [D] -> [D, 2]. Raises: ConfigError if the least distance leaves no room.
     """
     corner_m = inter_site_m / math.sqrt(3.0)
     reach_m = corner_m if area == "hexagon" else inter_site_m * math.sqrt(math.sqrt(3.0) / (2.0 * math.pi))
-    if nearest_m > 0.9 * inter_site_m / 2.0:
+    if nearest_D.size and nearest_D.max() > 0.9 * inter_site_m / 2.0:
         raise ConfigError(
-            f"devices can't be {nearest_m:g} m away from a base station whose neighbours are {inter_site_m:g} m away; "
+            f"devices can't be {nearest_D.max():g} m away from a base station whose neighbours are {inter_site_m:g} m away; "
             "raise link.inter_site_m"
         )
     draws = rng.uniform_of(rng.words_of(seed, 0, devices, use, 2 * _TRIES)).reshape(-1, _TRIES, 2)
-    away = np.sqrt(nearest_m**2 + draws[:, :, 0] * (reach_m**2 - nearest_m**2))
+    least = nearest_D[:, None] ** 2
+    away = np.sqrt(least + draws[:, :, 0] * (reach_m**2 - least))
     turn = 2.0 * math.pi * draws[:, :, 1]
     tries = np.stack([away * np.cos(turn), away * np.sin(turn)], axis=-1)
     fits = np.ones(tries.shape[:2], np.bool_)
