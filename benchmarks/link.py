@@ -10,9 +10,13 @@ The first two need sionna-no-rt (extra `radio`). Every seed is a drop of its own
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import resource
 import statistics
+import tempfile
 import time
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +24,7 @@ import numpy.typing as npt
 
 from midhaul.config import LinkConfig
 from midhaul.link import channel as channels
-from midhaul.link import numerology, propagation
+from midhaul.link import modulation, numerology, propagation
 from midhaul.link.access import ACCESS
 from midhaul.link.cell import Cell
 from midhaul.link.channel import Channel
@@ -116,7 +120,7 @@ def large(seeds: int) -> None:
 def own_drop(name: str, seed: int) -> tuple[Doubles, Doubles, Doubles]:
     """Gives loss, coupling loss and geometry of as many devices of ours.
 
-    Devices near each other see the same sites here, and not in sionna's drop, so ours are of a hundred cells instead of one.
+    Devices near each other see the same sites here, and not in sionna's drop, so ours are of a hundred cells.
     """
     link, num = LinkConfig(cell=name, rings=2, load=1.0, duplex="fdd"), 3 * PER_SECTOR // NUM_CELLS
     found = []
@@ -137,9 +141,9 @@ def slot_by_slot(scenario: str, seed: int, num_slots: int, step_s: float) -> tup
     """
     import torch
     from sionna.phy.channel import cir_to_ofdm_channel, tr38901
-    from sionna.sys import OuterLoopLinkAdaptation, PHYAbstraction
+    from sionna.sys import OuterLoopLinkAdaptation
 
-    drop = sionna_drop(scenario, seed, 2, 1)
+    drop = sionna_drop(scenario, seed, 15, 1)
     kind = tr38901.UMi if scenario == "umi" else tr38901.UMa
     model = kind(CARRIER_HZ, "low", *drop["arrays"], "downlink")
     model.set_topology(*drop["topology"])
@@ -164,7 +168,7 @@ def slot_by_slot(scenario: str, seed: int, num_slots: int, step_s: float) -> tup
     pick = (turn * blocks)[:, None] + torch.arange(blocks)
     ratio = torch.take_along_dim(ratio, pick[:, None, :].expand(-1, num_slots, -1), 2)
     elements = grid.elements(up=False)
-    abstraction = PHYAbstraction()
+    abstraction = _abstraction()
     outer = OuterLoopLinkAdaptation(abstraction, num, bler_target=0.1, delta_up=0.5)
     heard, back = ratio[:, 0].mean(dim=1), torch.full((num,), -1, dtype=torch.int32)
     count = torch.full((num,), blocks * elements, dtype=torch.int32)
@@ -176,28 +180,62 @@ def slot_by_slot(scenario: str, seed: int, num_slots: int, step_s: float) -> tup
         decoded, back, heard, _, _ = abstraction(scheme, sinr=grown, mcs_table_index=1, mcs_category=1)
         bits.append(decoded)
     measured = torch.stack(bits[num_slots // 4 :]).double().mean(dim=0).numpy()
-    own_db = 10 * np.log10(mean[place, serving].numpy())
-    others = (mean.sum(dim=1) - mean[place, serving] + noise).numpy()
-    state = drop["scenario"]
-    site = serving.numpy()
-    return measured, given_channel(scenario, seed, own_db, 10 * np.log10(others) + density_dbm, density_dbm, state, site)
+    return measured, given_channel(
+        scenario, seed, mean.numpy().astype(np.float64), noise, density_dbm, drop["scenario"]
+    )
 
 
-def given_channel(
-    name: str, seed: int, gain_db: Doubles, heard_dbm: Doubles, sent_dbm: float, state: Any, serving: npt.NDArray[Any]
-) -> Channel:
-    """Gives our channel of devices with these gains and what else they hear, dBm in one hertz."""
-    num, scenario = len(gain_db), propagation.get(name)
-    indoors = state.indoor[0].numpy()
-    in_sight = state.outdoor_los[0].numpy()[serving, np.arange(num)]
-    kind = np.where(indoors, 2, np.where(in_sight, 0, 1))
-    rice = np.where(in_sight & ~indoors, 10 ** (scenario.rice_db / 10), 0.0)
-    devices = np.arange(num)
-    fades, known = channels.draw_fades(seed, 0, devices, rice, CARRIER_HZ / 3.6 * 3.0 / propagation.LIGHT_M_S, 1)
+@cache
+def _abstraction() -> Any:
+    """Gives sionna's PHYAbstraction, with the curves of schemes 0 to 2 that it lacks, as we have them."""
+    from sionna.sys import PHYAbstraction
+
+    known, at = modulation.schemes(1), modulation.LOW_DB + modulation.FINE_DB * np.arange(0, 201, 10)
+    schemes = {
+        number: {
+            "SNR_db": at.tolist(),
+            "CBS": {
+                int(size): {"BLER": known.lost[number, place, 0:201:10].astype(float).tolist()}
+                for place, size in enumerate(modulation.FINE_SIZES)
+            },
+        }
+        for number in (0, 1, 2)
+    }
+    table = {"category": {1: {"index": {1: {"MCS": schemes}}}}}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(table, file)
+        file.flush()
+        names = PHYAbstraction().bler_table_filenames
+        return PHYAbstraction(
+            load_bler_tables_from=[*names, file.name], snr_db_interp_min_max_delta=(-14.0, 30.01, 0.1)
+        )
+
+
+def given_channel(name: str, seed: int, mean_DC: Doubles, noise: float, sent_dbm: float, state: Any) -> Channel:
+    """Gives our channel of devices with these mean gains to each cell, and noise over what a cell sends."""
+    num, scenario, place = len(mean_DC), propagation.get(name), np.arange(len(mean_DC))
+    order = np.argsort(-mean_DC, axis=1)
+    serving, loudest = order[:, 0], order[:, 1 : 1 + channels.LOUDEST]
+    own, each = mean_DC[place, serving], np.take_along_axis(mean_DC, loudest, 1)
+    others = mean_DC.sum(axis=1) - own + noise
+    indoors, sight = state.indoor[0].numpy(), state.outdoor_los[0].numpy()
+    kind = np.where(indoors, 2, np.where(sight[serving, place], 0, 1))
+
+    def rice(cells: npt.NDArray[Any]) -> Doubles:
+        clear = sight[cells, place] & ~indoors
+        return np.where(clear, 10.0 ** (scenario.rice_db / 10.0), 0.0)
+
+    # Sionna's slots have no hybrid ARQ and no repetitions, so neither has this channel.
+    modem = dataclasses.replace(ACCESS["redcap"], up_repeats=1, down_repeats=1)
+    doppler = CARRIER_HZ * 3.0 / 3.6 / propagation.LIGHT_M_S
+    fades, known = channels.draw_fades(seed, 0, place, rice(serving), doppler, 1)
+    direct = np.stack([rice(cells) for cells in loudest.T], axis=1)
+    jam, known_jam = channels.draw_noise(seed, 0, place, each / others[:, None], direct, doppler)
+    heard_dbm = 10.0 * np.log10(others) + sent_dbm
     return Channel(
-        devices, np.zeros((num, 2)), np.zeros(num, np.int64), gain_db, in_sight, indoors, heard_dbm, heard_dbm, sent_dbm,
-        1.0 / (5.0 * np.asarray(scenario.delay_spread_s)[kind]), fades, known, (ACCESS["redcap"],) * num,
-        numerology.grid(20.0, 30, "fdd"), -80.0, 0.8, 4,
+        place, np.zeros((num, 2)), np.zeros(num, np.int64), 10.0 * np.log10(own), sight[serving, place], indoors,
+        heard_dbm, heard_dbm, sent_dbm, 1.0 / (5.0 * np.asarray(scenario.delay_spread_s)[kind]), fades, known,
+        fades / jam, known / known_jam, (modem,) * num, numerology.grid(20.0, 30, "fdd"), -80.0, 0.8, 1,
     )  # fmt: skip
 
 
@@ -213,7 +251,9 @@ def throughput(seeds: int, slots: int) -> None:
         mine, other = np.concatenate(ours), np.concatenate(theirs)
         for quantile in QUANTILES:
             a, b = np.quantile(mine, quantile), np.quantile(other, quantile)
-            print(f"{name}: {quantile:4.0%} quantile {a / 1e6:7.3f} Mbit/s here, {b / 1e6:7.3f} sionna, {a / b - 1:+.1%}")
+            print(
+                f"{name}: {quantile:4.0%} quantile {a / 1e6:7.3f} Mbit/s here, {b / 1e6:7.3f} sionna, {a / b - 1:+.1%}"
+            )
         each = np.abs(mine - other) / np.maximum(other, 1e3)
         means = [float(a.mean() / b.mean() - 1) for a, b in zip(ours, theirs, strict=True)]
         spread = " ".join(f"{value:+.1%}" for value in means)
@@ -233,7 +273,9 @@ def speed(num: int) -> None:
             channel.down(blocks, time=share)
             took.append(time.perf_counter() - began)
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"{num:,} devices {name}: first round {took[0]:.2f} s, later {min(took[1:]):.2f} s; {most:,.0f} MiB in all")
+        print(
+            f"{num:,} devices {name}: first round {took[0]:.2f} s, later {min(took[1:]):.2f} s; {most:,.0f} MiB in all"
+        )
 
 
 def main() -> None:

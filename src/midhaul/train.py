@@ -141,6 +141,9 @@ class _Run:
         if found is None:
             self._write("config.toml", settings.to_toml(config).encode())
             self._write("metrics.jsonl", b"")
+            survey = self.plant.around.survey() if self.plant.around is not None else None
+            if survey is not None:
+                self._write("cell.json", json.dumps(survey).encode())
             server, done = scheme.init(self.fleet, self.plant.kit, self._key(0)), 0
             self.plant = settle(self.plant, server)
             if scheme.evaluate_large is not None:

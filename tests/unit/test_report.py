@@ -150,7 +150,7 @@ def written(runs: list[Path]) -> str:
 @pytest.fixture
 def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Charts take most of the time; some tests are about words only."""
-    monkeypatch.setattr(charts, "_svg", lambda *_, **__: "<svg></svg>")
+    monkeypatch.setattr(charts, "to_svg", lambda *_, **__: "<svg></svg>")
 
 
 class Page(HTMLParser):

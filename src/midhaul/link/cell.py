@@ -111,13 +111,19 @@ class Cell:
         noise_db = np.asarray([modem.noise_db for modem in access])
         heard = self.down_power_dbm_hz + large.gain_db
         heard[cell, place] = -np.inf
-        others = self.link.load * (10.0 ** (heard / 10.0)).sum(axis=0)
+        each = self.link.load * 10.0 ** (heard / 10.0)
+        others = each.sum(axis=0)
+        loudest = np.argsort(-each, axis=0)[: channels.LOUDEST]  # [I, D]
         noise = 10.0 ** ((channels.THERMAL_DBM_HZ + noise_db) / 10.0)
         state = np.where(large.indoors, 2, np.where(in_sight, 0, 1))
         spread_s = np.asarray(self.scenario.delay_spread_s)[state]
         direct = in_sight & ~large.indoors
         rice = np.where(direct, 10.0 ** (self.scenario.rice_db / 10.0), 0.0)
         fades, known = channels.draw_fades(self.seed, round, asked, rice, self._doppler, self.link.antennas)
+        clear = large.in_sight[loudest // self.link.sectors, place] & ~large.indoors
+        direct_DI = np.where(clear, 10.0 ** (self.scenario.rice_db / 10.0), 0.0).T
+        shares_DI = (each[loudest, place] / (others + noise)).T
+        jam, known_jam = channels.draw_noise(self.seed, round, asked, shares_DI, direct_DI, self._doppler)
         return Channel(
             devices=asked,
             places=large.places,
@@ -131,6 +137,8 @@ class Cell:
             coherence_hz=1.0 / (5.0 * spread_s),
             fades=fades,
             known_fades=known,
+            down_fades=fades / jam,
+            known_down_fades=known / known_jam,
             access=access,
             grid=self.grid,
             p0_dbm=self.link.p0_dbm,

@@ -24,6 +24,8 @@ NUM_INSTANTS, MOST_PARTS = 6, 8
 WINDOW_S = 1.0  # a round's rates are means over so long
 REPORT_S = 4e-3  # how old what link adaptation knows of a channel is
 MARGINS_DB = (0.0, 1.0, 2.0, 4.0, 8.0)
+LOUDEST = 2  # interferers that fade by themselves; the others are taken at their mean
+INTERFERER = 64  # streams of fading from here on are those of interferers, before it of antennas
 UNSERVED = 0.9  # a device of whose blocks more are lost for good has no coverage
 
 
@@ -51,8 +53,9 @@ class Channel:
 
     `gain_db` is from antenna to antenna: path loss, shadowing, walls and antenna gains, less than 0. The densities are
     those of noise and interference together at the receiver, dBm in one hertz. `cell` says which cell serves a device,
-    so who shares a band. `fades` [D, T, F] are powers over the round's instants and parts of the band, of mean 1;
-    `known_fades` what link adaptation knows of them. Units: decibels, dBm, hertz, metres.
+    so who shares a band. `fades` [D, T, F] are powers over the round's instants and parts of the band, of mean 1 an
+    antenna; `down_fades` the same over those of noise and interference, which fade too; the `known` ones are what link
+    adaptation knows of them. Units: decibels, dBm, hertz, metres.
 
     To allocate band and power, `up_ratio_db(band_hz, power_dbm)` and `down_ratio_db()` give the mean ratio of signal to
     noise and interference; `up(blocks, power_dbm)` and `down(blocks)` what then really arrives.
@@ -70,6 +73,8 @@ class Channel:
     coherence_hz: Doubles
     fades: Doubles
     known_fades: Doubles
+    down_fades: Doubles
+    known_down_fades: Doubles
     access: tuple[Access, ...]
     grid: Grid
     p0_dbm: float
@@ -175,7 +180,7 @@ class Channel:
         mean = 10.0 ** (ratio_db / 10.0)
         known, real = (
             (np.take_along_axis(fades[own], np.broadcast_to(pick[:, None, :], shape), 2) * mean[:, None, None])
-            for fades in (self.known_fades, self.fades)
+            for fades in ((self.known_fades, self.fades) if up else (self.known_down_fades, self.down_fades))
         )
         known, real = known.reshape(-1, MOST_PARTS), real.reshape(-1, MOST_PARTS)
         elements = np.maximum(np.rint(blocks * self.grid.elements(up=up)), 1.0).astype(np.int64).repeat(NUM_INSTANTS)
@@ -207,23 +212,35 @@ class Channel:
 
 
 def draw_fades(
-    seed: int,
-    round: int,
-    devices: Ints,
-    rice: Doubles,
-    doppler: float,
-    num_antennas: int,
+    seed: int, round: int, devices: Ints, rice: Doubles, doppler: float, num_antennas: int, first: int = 0
 ) -> tuple[Doubles, Doubles]:
     """Gives the powers of fading at a round's instants, as they are and as they were last reported.
 
     Antennas of the base station are combined as well as can be: their powers add, and `gain_db` doesn't know of them.
-    Shapes: [D] -> [D, T, F] twice.
+    Shapes: [D] -> [D, T, F] twice. `first` is the number of the first antenna's stream.
     """
     step, late = fading.memory(doppler, WINDOW_S / NUM_INSTANTS), fading.memory(doppler, REPORT_S)
     known = np.zeros((len(devices), NUM_INSTANTS, MOST_PARTS))
     real = np.zeros_like(known)
-    for antenna in range(num_antennas):
+    for antenna in range(first, first + num_antennas):
         states = fading.states(seed, round, devices, NUM_INSTANTS, MOST_PARTS, step, antenna)
         known += fading.power(states, rice)
         real += fading.power(fading.aged(states, seed, round, devices, late, antenna), rice)
+    return real, known
+
+
+def draw_noise(
+    seed: int, round: int, devices: Ints, shares_DI: Doubles, rice_DI: Doubles, doppler: float
+) -> tuple[Doubles, Doubles]:
+    """Gives noise and interference over their mean, of which the loudest interferers, by their shares, fade.
+
+    One interferer that fades does less harm in the mean than one that doesn't. Shapes: [D, I] -> [D, T, F] twice.
+    """
+    rest = 1.0 - shares_DI.sum(axis=1)
+    real = np.tile(rest[:, None, None], (1, NUM_INSTANTS, MOST_PARTS))
+    known = real.copy()
+    for number in range(shares_DI.shape[1]):
+        now, before = draw_fades(seed, round, devices, rice_DI[:, number], doppler, 1, INTERFERER + number)
+        real += shares_DI[:, number, None, None] * now
+        known += shares_DI[:, number, None, None] * before
     return real, known

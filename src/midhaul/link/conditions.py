@@ -23,6 +23,7 @@ from midhaul.link.traces import Trace
 
 REPEATS = 4  # of a block that hybrid ARQ gave up, by the layer above: acknowledged mode of TS 38.322
 _NOTHING = 1e-12
+MAX_SURVEYED = 2000  # devices on the map of a report
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,23 @@ class Surroundings:
             )
             for place, device in enumerate(wanted)
         }
+
+    def survey(self) -> dict[str, Any] | None:
+        """Gives the cell as plain values, for a report: where devices are at first, and how fast each is alone."""
+        if self.cell is None:
+            return None
+        channel = self.cell.channel(0, devices=self.cell.devices[:MAX_SURVEYED])
+        alone = channel.most_blocks()
+        up, down = channel.up(alone), channel.down(alone)
+        columns = {
+            "site_x": self.cell.sites[:, 0], "site_y": self.cell.sites[:, 1],
+            "x": channel.places[:, 0], "y": channel.places[:, 1], "indoors": channel.indoors,
+            "served": up.served & down.served, "ratio_db": channel.down_ratio_db(),
+            "up_bps": up.rate_bps, "down_bps": down.rate_bps,
+        }  # fmt: skip
+        plain = {name: column.tolist() for name, column in columns.items()}
+        told = {"kind": self.cell.scenario.name, "inter_site_m": self.cell.inter_site_m}
+        return {**told, "num_devices": len(self.cell.devices), **plain}
 
     def coverage(self) -> tuple[int, int]:
         """Gives how many devices a cell has, and how many of them are in coverage, each with the cell to itself."""

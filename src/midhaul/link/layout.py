@@ -62,8 +62,8 @@ def drop(
     reach_m = corner_m if area == "hexagon" else inter_site_m * math.sqrt(math.sqrt(3.0) / (2.0 * math.pi))
     if nearest_D.size and nearest_D.max() > 0.9 * inter_site_m / 2.0:
         raise ConfigError(
-            f"devices can't be {nearest_D.max():g} m away from a base station whose neighbours are {inter_site_m:g} m away; "
-            "raise link.inter_site_m"
+            f"devices can't be {nearest_D.max():g} m away from a base station whose neighbours are {inter_site_m:g} m "
+            "away; raise link.inter_site_m"
         )
     draws = rng.uniform_of(rng.words_of(seed, 0, devices, use, 2 * _TRIES)).reshape(-1, _TRIES, 2)
     least = nearest_D[:, None] ** 2

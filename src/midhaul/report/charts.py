@@ -90,7 +90,7 @@ def accuracy(groups: Sequence[Group], looks: dict[str, Style], over: str, name: 
         for place, label in enumerate(() if over == "rounds" else free(groups, over)):
             _level(axes, f"{label}: 0 {over}", looks[label], curves[label][-1], place)
 
-    return _svg(draw, name, HEIGHT_IN, f"Test accuracy over {axis}")
+    return to_svg(draw, name, HEIGHT_IN, f"Test accuracy over {axis}")
 
 
 def free(groups: Sequence[Group], over: str) -> list[str]:
@@ -125,7 +125,7 @@ def spread(groups: Sequence[Group], looks: dict[str, Style], name: str) -> str:
         axes.set_ylim(len(groups) - 0.5 + spare, -0.5 - spare)
         axes.set_xlabel("accuracy on a device's test rows (%)")
 
-    return _svg(draw, name, max(HEIGHT_IN, _height(groups)), "Accuracy of each device")
+    return to_svg(draw, name, max(HEIGHT_IN, _height(groups)), "Accuracy of each device")
 
 
 def memory(groups: Sequence[Group], looks: dict[str, Style], what: str, name: str) -> str:
@@ -156,7 +156,7 @@ def memory(groups: Sequence[Group], looks: dict[str, Style], what: str, name: st
         _rows(axes, [group.label for group in groups])
         axes.set_xlabel(f"{what} of one device{' (log)' if log else ''}; red: the board's limit")
 
-    return _svg(draw, name, _height(groups), f"{what} that a device needs, against its board's limit")
+    return to_svg(draw, name, _height(groups), f"{what} that a device needs, against its board's limit")
 
 
 def crossed(groups: Sequence[Group], direction: str, name: str) -> str:
@@ -180,7 +180,7 @@ def crossed(groups: Sequence[Group], direction: str, name: str) -> str:
         _rows(axes, [group.label for group in groups])
         axes.set_xlabel(f"share of the bytes {'from' if direction == 'up' else 'to'} the devices (%), and the bytes")
 
-    return _svg(draw, name, _height(groups), f"Kinds of bytes sent {direction}")
+    return to_svg(draw, name, _height(groups), f"Kinds of bytes sent {direction}")
 
 
 def tradeoff(cascade: Cascade, over: str, name: str) -> str:
@@ -228,7 +228,7 @@ def tradeoff(cascade: Cascade, over: str, name: str) -> str:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _neat(show(value))))
         axes.set(xlabel=axis, ylabel="accuracy on the test rows (%)")
 
-    return _svg(draw, name, HEIGHT_IN, f"Accuracy against {axis}")
+    return to_svg(draw, name, HEIGHT_IN, f"Accuracy against {axis}")
 
 
 def arena(run: Run, name: str) -> str:
@@ -257,10 +257,10 @@ def arena(run: Run, name: str) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
         axes.set(xlabel="step of the op that needs most", ylabel="place in the arena")
 
-    return _svg(draw, name, 4.6, "Arena map", width_in=2 * WIDTH_IN)
+    return to_svg(draw, name, 4.6, "Arena map", width_in=2 * WIDTH_IN)
 
 
-def _svg(draw: Callable[[Figure], None], name: str, height_in: float, title: str, width_in: float = WIDTH_IN) -> str:
+def to_svg(draw: Callable[[Figure], None], name: str, height_in: float, title: str, width_in: float = WIDTH_IN) -> str:
     """Gives a figure as an SVG element without date, size or version, whose ids begin with `name`."""
     out = io.StringIO()
     with matplotlib.style.context(["default", _LOOK]), warnings.catch_warnings():

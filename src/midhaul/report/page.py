@@ -8,7 +8,8 @@ import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from midhaul.report import charts
+from midhaul.report import cells, charts, maps
+from midhaul.report.cells import CellMap
 from midhaul.report.css import CSS
 from midhaul.report.groups import Group, Row, Study, differing
 from midhaul.report.looks import GATE_STYLES, KIND_COLOURS, KIND_HATCHES, MARKER_PATHS, Style, styles
@@ -58,6 +59,7 @@ def _study(study: Study, name: str, with_heading: bool) -> str:
     parts += [_accuracy(study, looks, name), _each_device(study, looks)]
     parts += ["<h2>Memory of a device</h2>", _memory(study, looks, name)]
     parts += ["<h2>What crossed the link</h2>", _crossed(study, name)]
+    parts.append(_in_cells(study, looks, name))
     parts.append(_together(study, looks, name))
     if not several:
         parts.append(_arena(study.groups[0].runs[0], name))
@@ -146,6 +148,28 @@ def _crossed(study: Study, name: str) -> str:
         f'<p>{_e(crossing(study.groups))}</p>{legend}<div class="grid">{"".join(figures)}</div>'
         f"<details><summary>Bytes of each kind</summary>{table}</details>"
     )
+
+
+def _in_cells(study: Study, looks: dict[str, Style], name: str) -> str:
+    """Gives the cell of the first run that had one, of each group whose cell is another."""
+    parts: list[str] = []
+    told: list[CellMap] = []
+    for number, group in enumerate(study.groups):
+        run = next((run for run in group.runs if run.cell is not None), None)
+        if run is None or run.cell is None or run.cell in told:
+            continue
+        told.append(run.cell)
+        of = f" ({_label(group.label, looks)}, seed {run.seed})" if len(study.groups) > 1 or len(group.runs) > 1 else ""
+        where = "Triangles are base stations, circles devices indoors, squares outdoors, red crosses have no coverage."
+        figures = [_figure(maps.places(run.cell, f"{name}-map{number}"), where)]
+        if svg := maps.rates(run.cell, f"{name}-rates{number}"):
+            figures.append(_figure(svg, "Each device with the whole band of its cell; those that share it are slower."))
+        table = _table(["devices up to", "ratio (dB)", "up (Mbit/s)", "down (Mbit/s)"], cells.rows(run.cell), (0,))
+        parts.append(
+            f'<h2>The cell{of}</h2><p>{_e(cells.about(run.cell))}</p><div class="grid">{"".join(figures)}</div>'
+            f"<details><summary>Quantiles over the devices</summary>{table}</details>"
+        )
+    return "\n".join(parts)
 
 
 def _together(study: Study, looks: dict[str, Style], name: str) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 from midhaul import config
 from midhaul.errors import CheckpointError
 from midhaul.message import Kind
+from midhaul.report import cells
+from midhaul.report.cells import CellMap
 
 KINDS: tuple[str, ...] = (*(kind.value for kind in Kind), "header")
 GATES = ("probability", "entropy", "margin", "learned")
@@ -163,6 +165,7 @@ class Run:
     device_groups: tuple[DeviceGroup, ...]  # one where all devices are alike; none in runs from before there were any
     rounds: tuple[Round, ...]
     cascade: Cascade | None = None  # None where the two weren't asked to answer together
+    cell: CellMap | None = None  # None where the devices were in none
 
 
 def read_run(path: Path) -> Run:
@@ -214,6 +217,7 @@ def read_run(path: Path) -> Run:
         device_groups=tuple(_device_group(item) for item in _listed(summary, "groups")),
         rounds=_rounds(path / "metrics.jsonl"),
         cascade=_cascade(path / "cascade.json") if (path / "cascade.json").exists() else None,
+        cell=_cell(path / "cell.json") if (path / "cell.json").exists() else None,
     )
     last = run.rounds[-1]
     if (last.round, last.uplink_bytes, last.downlink_bytes) != (run.num_rounds, run.uplink_bytes, run.downlink_bytes):
@@ -406,6 +410,10 @@ def _cascade(path: Path) -> Cascade:
         spots=tuple(_spot(item, item.text("name"), item.text("gate")) for item in table.items("rows")),
         curves={gate: tuple(_spot(item, gate, gate) for item in curves.items(gate)) for gate in curves.table},
     )
+
+
+def _cell(path: Path) -> CellMap:
+    return cells.read(_json(_text(path), str(path)), str(path))
 
 
 def _spot(item: _Fields, name: str, gate: str) -> Spot:
