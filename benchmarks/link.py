@@ -234,7 +234,7 @@ def given_channel(name: str, seed: int, mean_DC: Doubles, noise: float, sent_dbm
     heard_dbm = 10.0 * np.log10(others) + sent_dbm
     return Channel(
         place, np.zeros((num, 2)), np.zeros(num, np.int64), 10.0 * np.log10(own), sight[serving, place], indoors,
-        heard_dbm, heard_dbm, sent_dbm, 1.0 / (5.0 * np.asarray(scenario.delay_spread_s)[kind]), fades, known,
+        heard_dbm, heard_dbm, sent_dbm, np.asarray(scenario.delay_spread_s)[kind], fades, known,
         fades / jam, known / known_jam, (modem,) * num, numerology.grid(20.0, 30, "fdd"), -80.0, 0.8, 1,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from scipy.special import j0
 from midhaul import rng
 from midhaul.config import LinkConfig
 from midhaul.errors import ConfigError
+from midhaul.link import channel as channels
 from midhaul.link import fading, layout, modulation, numerology, propagation
 from midhaul.link.cell import Cell
 
@@ -201,6 +202,22 @@ def test_fading_remembers_as_jakes_says_and_has_mean_power_one() -> None:
     assert power.std() < 0.6 < (np.abs(states) ** 2).std()
 
 
+def test_a_wide_band_has_many_parts_that_fade_by_themselves() -> None:
+    parts = channels.num_parts(np.asarray([180e3, 3.6e6, 18e6]), np.asarray([1e-7, 10.0**-6.62, 10.0**-6.62]))
+    # 2 pi 0.24 us 3.6 MHz = 5.43: 1 / (2 (atan(5.43) / 5.43 - ln(30.4) / 58.9)) = 2.55, and 2 is the nearest power.
+    assert parts.tolist() == [1, 2, 8]
+
+
+def test_interference_that_fades_has_its_mean_and_does_less_harm() -> None:
+    shares, rice = np.asarray([[0.6, 0.3]] * 3000), np.zeros((3000, 2))
+    real, known = channels.draw_noise(1, 1, np.arange(3000), shares, rice, 9.7)
+    for fades in (real, known):
+        assert fades.mean() == pytest.approx(1.0, abs=0.02)
+        assert fades.min() >= 0.1
+    assert np.corrcoef(real.ravel(), known.ravel())[0, 1] > 0.9
+    assert (10.0 * np.log10(1.0 / real)).mean() > 0.7
+
+
 def test_the_words_of_many_are_those_of_each() -> None:
     many = rng.words_of(9, 4, np.asarray([2, 7]), rng.Use.FADING, 6, index=3)
     for row, device in zip(many, (2, 7), strict=True):
@@ -215,7 +232,7 @@ def test_a_device_has_the_same_channel_alone_and_among_others(settings: dict[str
     some = np.asarray([17, 3, 160])
     whole = cell(**settings).channel(5, 120.0)
     part = cell(**settings).channel(5, 120.0, devices=some)
-    for name in ("places", "cell", "gain_db", "fades", "down_density_dbm_hz", "coherence_hz"):
+    for name in ("places", "cell", "gain_db", "fades", "down_density_dbm_hz", "delay_spread_s"):
         assert getattr(part, name) == pytest.approx(getattr(whole, name)[some], rel=1e-9), name
     flows = whole.up(np.full(200, 5.0)), part.up(np.full(3, 5.0))
     assert flows[1].rate_bps == pytest.approx(flows[0].rate_bps[some])

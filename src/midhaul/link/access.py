@@ -25,7 +25,6 @@ class Access:
     down_repeats: int
     up_peak_bps: float
     down_peak_bps: float
-    half_duplex: bool
     source: str
 
 
@@ -41,7 +40,6 @@ _ALL = (
         down_repeats=8,
         up_peak_bps=math.inf,
         down_peak_bps=math.inf,
-        half_duplex=False,
         source="power class 3, 23 dBm: 3GPP TS 38.101-1 table 6.2.1-1; 100 MHz and 256QAM down: TS 38.306; 8 slots: "
         "aggregation factor of TS 38.331; noise figure of 9 dB: TR 38.901 table 7.8-1",
     ),
@@ -56,7 +54,6 @@ _ALL = (
         down_repeats=8,
         up_peak_bps=math.inf,
         down_peak_bps=math.inf,
-        half_duplex=False,
         source="20 MHz, 64QAM, one receive branch: 3GPP TR 38.875 clause 7, TS 38.306 clause 4.2.21; "
         "the rest as nr_embb",
     ),
@@ -71,7 +68,6 @@ _ALL = (
         down_repeats=32,
         up_peak_bps=375e3,
         down_peak_bps=300e3,
-        half_duplex=True,
         source="6 blocks of 180 kHz, 16QAM, half duplex, 375 and 300 kbit/s: 3GPP TS 36.306 table 4.1A-1; "
         "32 repetitions: coverage enhancement mode A, TS 36.213 (from memory)",
     ),
@@ -86,7 +82,6 @@ _ALL = (
         down_repeats=128,
         up_peak_bps=62_500.0,
         down_peak_bps=27_200.0,
-        half_duplex=True,
         source="one block of 180 kHz, QPSK, half duplex, 128 repetitions up (as many down are taken here, of the 2,048 "
         "that there are): 3GPP TS 36.211 clause 10, TS 36.213 clause 16 (from memory); rates as radio nb_iot",
     ),

@@ -134,7 +134,7 @@ class Cell:
             up_density_dbm_hz=np.full(len(asked), self.up_density_dbm_hz),
             down_density_dbm_hz=10.0 * np.log10(others + noise),
             down_power_dbm_hz=self.down_power_dbm_hz,
-            coherence_hz=1.0 / (5.0 * spread_s),
+            delay_spread_s=spread_s,
             fades=fades,
             known_fades=known,
             down_fades=fades / jam,

@@ -70,7 +70,7 @@ class Channel:
     up_density_dbm_hz: Doubles
     down_density_dbm_hz: Doubles
     down_power_dbm_hz: float
-    coherence_hz: Doubles
+    delay_spread_s: Doubles
     fades: Doubles
     known_fades: Doubles
     down_fades: Doubles
@@ -173,8 +173,7 @@ class Channel:
         self, own: Ints, blocks: Doubles, ratio_db: Doubles, most_repeats: Ints, table: int, highest: int, *, up: bool
     ) -> tuple[Doubles, Doubles, Doubles, Doubles, Doubles]:
         """Gives bits a slot, lost share, transmissions, repeats and block bits of devices with one table of schemes."""
-        parts = np.clip(blocks * self.grid.block_hz / self.coherence_hz[own], 1.0, MOST_PARTS)
-        parts = (2 ** np.floor(np.log2(parts))).astype(np.int64)
+        parts = num_parts(blocks * self.grid.block_hz, self.delay_spread_s[own])
         pick = np.arange(MOST_PARTS)[None, :] % parts[:, None]
         shape = (len(own), NUM_INSTANTS, MOST_PARTS)
         mean = 10.0 ** (ratio_db / 10.0)
@@ -209,6 +208,17 @@ class Channel:
                 best = tuple(np.where(better, new, old) for new, old in zip(now, best, strict=True))
         assert best is not None
         return best[0], best[1], best[2], best[3], best[4]
+
+
+def num_parts(band_hz: Doubles, delay_spread_s: Doubles) -> Ints:
+    """Gives how many parts of a band fade by themselves, a power of two: 1 over the mean squared correlation in it.
+
+    With an exponential profile of delays two tones f apart have a squared correlation of 1 / (1 + (2 pi s f)^2), whose
+    mean over a band is 2 (atan(x) / x - ln(1 + x^2) / (2 x^2)) at x = 2 pi s band. Shapes: [D].
+    """
+    x = np.maximum(2.0 * np.pi * delay_spread_s * band_hz, 1e-3)
+    mean = 2.0 * (np.arctan(x) / x - np.log1p(x**2) / (2.0 * x**2))
+    return np.asarray(2.0 ** np.rint(np.log2(np.clip(1.0 / mean, 1.0, MOST_PARTS))), np.int64)
 
 
 def draw_fades(
