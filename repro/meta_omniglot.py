@@ -107,7 +107,7 @@ def run(
     while number < rounds and time.perf_counter() - began < 60.0 * minutes:
         number += 1
         key = rng.Key(seed, number, rng.SERVER, 0)
-        server, metrics = scheme.round(server, fleet, kit, key)
+        server, metrics = scheme.round(server, fleet, kit.at_round(number), key)
         if number == rounds or number % every == 0:
             found = scheme.evaluate(server, fleet, kit, key).metrics
             accuracy, took = float(found["correct"].sum() / found["rows"].sum()), time.perf_counter() - began
