@@ -15,6 +15,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from midhaul.config import Config
 from midhaul.data import Dataset, clinc150
 from midhaul.models import pretrained
 from midhaul.models.adapters import add_lora
+from midhaul.train import Summary
 from repro import Row, table
 
 LENGTH, CLASSES, RANK = 16, 150, 8
@@ -95,7 +97,7 @@ def settings(rounds: int, seed: int, lr: float, schedule: str) -> Config:
         scheme_momentum=0.9, scheme_batch=16, scheme_epochs=1,
         tiny_lora_rank=RANK, tiny_lora_targets="block*", data_partition="dirichlet", data_alpha=0.5,
         data_num_devices=50, data_test="held_out", fleet_board="rpi4", fleet_check=False, run_rounds=rounds,
-        run_seed=seed, run_evaluate_every=5, run_engine="loop",
+        run_seed=seed, run_evaluate_every=10, run_checkpoint_every=5, run_engine="loop",
     )  # fmt: skip
 
 
@@ -114,6 +116,12 @@ def pooled(top: Top, data: Dataset, epochs: int, seed: int) -> float:
     return float((server.predict(module, whole, x[held]).argmax(1) == y[held]).double().mean())
 
 
+def federated(setting: Config, top: Top, data: Dataset, folder: Path | None) -> Summary:
+    """Gives the summary of the federated run, which goes on in its folder if it was stopped there."""
+    resume = folder is not None and (folder / "metrics.jsonl").exists()
+    return train.run(setting, folder, module=top, dataset=data, resume=resume).summary
+
+
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Runs both on every seed and prints the targets."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -125,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--schedule", default="cosine", help="how that goes over the rounds")
     parser.add_argument("--validate", action="store_true", help="test on other training sentences")
     parser.add_argument("--only", default="", choices=("", "federated"), help="leave out the pooled training")
+    parser.add_argument("--folder", default="", help="where to keep the federated run, and to go on with it")
     given = parser.parse_args(arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"
     near, far, shares = [], [], []
@@ -135,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         if not given.only:
             near.append(100 * pooled(top, data, given.epochs, seed))
             print(f"seed {seed}: pooled {near[-1]:.1f} %, {time.perf_counter() - began:.0f} s", flush=True)
-        run = train.run(settings(given.rounds, seed, given.lr, given.schedule), module=top, dataset=data).summary
+        setting = settings(given.rounds, seed, given.lr, given.schedule)
+        run = federated(setting, top, data, Path(given.folder) / f"seed{seed}" if given.folder else None)
         far.append(100 * run["accuracy"])
         first = 4 * sum(p.numel() for p in top.parameters())  # the block and the layer, which a device is given once
         moved = run["uplink_bytes"] + run["downlink_bytes"] - 50 * first
