@@ -128,6 +128,26 @@ class FleetConfig:
     detector_rounds: int = option(10, "rounds that a device whose detector fired is in the cohort", low=1)
     replay: int = option(0, "rows from before its data drifted that a device keeps and trains on, in its flash", low=0)
     check: bool = option(True, "refuse a scheme that doesn't fit the board before the run")
+    selection: str = option(
+        "random",
+        "who is in a cohort: drawn, those that waited longest, those with the best channels, as many as a deadline "
+        "lets (FedCS), by utility and speed (Oort), or by utility and joules (midhaul's own)",
+        choices=("random", "round_robin", "best_channel", "fedcs", "oort", "frugal"),
+    )
+    explore: float = option(
+        0.9, "oort: share of the first cohort that is new; falls to 0.2 by 2 % a round", low=0.0, high=1.0
+    )
+    oort_alpha: float = option(2.0, "oort: how much slower devices than wanted lose: (T / t)^alpha", low=0.0)
+    pacer_rounds: int = option(20, "oort: rounds whose gain is compared before slower devices are waited for", low=1)
+    thrift: float = option(
+        1.0, "frugal: how much joules count against utility; 0.5: the surest mean for the energy", low=0.0, high=10.0
+    )
+    battery_j: float = option(
+        0.0, "what a device's battery holds, after which it is gone; 0: no end, -1: its board's own figure", low=-1.0
+    )
+    battery_spread: float = option(
+        0.0, "spread of the batteries: a device has exp(spread x normal) times its joules", low=0.0, high=5.0
+    )
     deadline_s: float = option(120.0, "engine firmware: how long a device may take to answer, in seconds", above=0.0)
 
 
@@ -361,6 +381,12 @@ class LinkConfig:
     correction: float = option(
         0.0, "the device adds this times what coding took from its activations to their gradient (FedLite)", low=0.0
     )
+    energy: str = option(
+        "transfer",
+        "what a radio is charged: a fixed power while it sends or receives, or by its states: circuits and amplifier, "
+        "receiving, waiting, sleeping and waking, and the board asleep",
+        choices=("transfer", "states"),
+    )
     cell: str = option(
         "none",
         "the cell that devices with cellular radios are in (3GPP TR 38.901); umi: street canyons, uma: over roofs; "
@@ -432,6 +458,9 @@ class RunConfig:
     )
     keys: str = option(
         "", "engine firmware: a file with a line `ADDRESS HEX` for each board, HEX its key of 64 hexadecimal digits"
+    )
+    target_accuracy: float = option(
+        0.0, "tell the seconds, joules and bytes until this accuracy; 0: none", low=0.0, high=1.0
     )
     evaluate_every: int = option(1, "rounds between evaluations; the last round is always evaluated", low=1)
     checkpoint_every: int = option(1, "rounds between checkpoints", low=1)

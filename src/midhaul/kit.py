@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,12 @@ _TRIES = 20
 # What a run may do with any scheme that admits it: ask a part of the fleet, let some do less, let some be absent, count
 # all alike, take replies as they come.
 PROPERTIES = ("cohort", "stragglers", "dropout", "weighting", "asynchronous")
+
+
+class Chooser(Protocol):
+    """What a run's fleet may have: a rule that chooses a round's devices."""
+
+    def cohort(self, num: int, key: rng.Key, devices: Sequence[int]) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -103,11 +110,16 @@ class Kit:
         return {**chosen, "nopeek": cfg.nopeek} if cfg.nopeek else chosen
 
     def cohort(self, fleet: Fleet, key: rng.Key) -> tuple[int, ...]:
-        """Gives the devices of a round: a share of the fleet, or a number, drawn without repetition, and those that ask
-        to be in it because their data drifted."""
+        """Gives the devices of a round: a share of the fleet, or a number, drawn without repetition or chosen by
+        `fleet.selection`, and those that ask to be in it because their data drifted."""
         wanted = self.config.fleet.cohort
         num = max(1, round(wanted * len(fleet.devices))) if wanted <= 1.0 else min(round(wanted), len(fleet.devices))
-        drawn = rng.choose(key._replace(use=int(rng.Use.COHORT)), num, fleet.devices)
+        choosing: Chooser | None = getattr(fleet, "choosing", None)
+        drawn = (
+            rng.choose(key._replace(use=int(rng.Use.COHORT)), num, fleet.devices)
+            if choosing is None
+            else choosing.cohort(num, key, fleet.devices)
+        )
         asking: frozenset[int] = getattr(fleet, "asking", frozenset())  # an engine has none, the run's fleet may
         return tuple(sorted({*drawn, *asking}))
 

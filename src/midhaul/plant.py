@@ -34,7 +34,7 @@ from midhaul.models.int8 import Int8Front
 from midhaul.models.prepare import Prepared, prepare
 from midhaul.models.rates import WithRates
 from midhaul.program import Examples, Population, Program
-from midhaul.runtime import drift, firmware, participation
+from midhaul.runtime import choosing, drift, firmware, participation
 from midhaul.runtime.blobs import DeviceBlobs
 from midhaul.runtime.cluster import Cluster, Workers
 from midhaul.runtime.coding import Coding, plan_coding
@@ -115,6 +115,7 @@ def build(
             f"the scheme {chosen.name} can't run on the engine {config.run.engine}; use {' or '.join(chosen.engines)}"
         )
     participation.check(chosen, config)
+    choosing.check(chosen, config)
     schedule.check(config)
     variants.names(config.fleet.board)
     if config.run.threads:

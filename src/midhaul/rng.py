@@ -54,6 +54,8 @@ class Use(IntEnum):
     MOVE = 24
     TRACE = 25
     NEIGHBOUR = 26
+    BATTERY = 27
+    CHOICE = 28
 
 
 class Key(NamedTuple):

@@ -21,23 +21,27 @@ from midhaul.data import Dataset
 from midhaul.errors import CheckpointError, ConfigError, DataError, MidhaulError
 from midhaul.fleet import Group
 from midhaul.kit import Scheme
+from midhaul.link.radio import Radio
 from midhaul.message import Kind, Replies
 from midhaul.models import count
 from midhaul.plant import Plant, build, settle
 from midhaul.runtime.asynchronous import Asynchronous
+from midhaul.runtime.choosing import Choosing
 from midhaul.runtime.coding import AsDelivered
 from midhaul.runtime.drift import Watch
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.frame_log import FrameLog
 from midhaul.runtime.groups import kernels_of
-from midhaul.runtime.over_link import Ledger, OverLink
+from midhaul.runtime.ledger import Ledger
+from midhaul.runtime.over_link import OverLink
 from midhaul.runtime.participation import Participation
+from midhaul.runtime.spending import Spending, batteries
 from midhaul.server import Progress, Server
 from midhaul.tree import Tree
 
 Tell = Callable[[str], None]
 Summary = dict[str, Any]
-_FLIGHT = "flight/"
+_FLIGHT, _CHOICE = "flight/", "choice/"
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,9 @@ def run(
 
 def behind_link(plant: Plant, ledger: Ledger, out: Path | None = None) -> Participation:
     """Gives the fleet that a run's scheme speaks to: who takes part, over the link, of the plant's engine."""
-    link = plant.config.link
+    config, groups = plant.config, plant.kit.groups
+    link, held_j = config.link, batteries(config, groups)
+    spending = Spending(ledger, groups, states=link.energy == "states", battery_j=held_j)
     over_link = OverLink(
         plant.engine,
         plant.kit.program,
@@ -108,9 +114,12 @@ def behind_link(plant: Plant, ledger: Ledger, out: Path | None = None) -> Partic
         groups=plant.kit.groups,
         coding=plant.coding,
         around=plant.around,
+        spending=spending,
         log=FrameLog(out / "frames") if out is not None and link.keep_frames else None,
     )
-    return Participation(over_link, plant.kit, keeps_stragglers=plant.scheme.keeps_stragglers)
+    return Participation(
+        over_link, plant.kit, keeps_stragglers=plant.scheme.keeps_stragglers, choosing=_choosing(plant)
+    )
 
 
 class _Run:
@@ -121,6 +130,7 @@ class _Run:
         config = plant.config
         self.ledger = Ledger()
         there = behind_link(plant, self.ledger, out)
+        self.choosing = there.choosing
         self.flying = None if config.fleet.mode == "synchronous" else Asynchronous(there, plant.kit)
         self.fleet = self.flying or there
         self.there = there
@@ -163,6 +173,7 @@ class _Run:
             if self.watch is not None:
                 self.there.asking = self.watch.asking(number)
             server, metrics = scheme.round(server, self.fleet, self.plant.kit.at_round(number), self._key(number))
+            self.there.settle()
             _check_finite(server, number)
             self.train_s += time.perf_counter() - began
             last = number == config.run.rounds
@@ -239,7 +250,10 @@ class _Run:
         if 0 < self.plant.config.data.drift_round <= found.round:
             self._drift()
         self.plant.engine.restore(found.devices)
-        self.plant.coding.restore({n: v for n, v in found.link.items() if not n.startswith(_FLIGHT)})
+        self.plant.coding.restore({n: v for n, v in found.link.items() if not n.startswith((_FLIGHT, _CHOICE))})
+        if self.choosing is not None:
+            held = {n.removeprefix(_CHOICE): v for n, v in found.link.items() if n.startswith(_CHOICE)}
+            self.choosing.restore(held, scalars.get("choice", {}))
         if self.flying is not None:
             held = {n.removeprefix(_FLIGHT): v for n, v in found.link.items() if n.startswith(_FLIGHT)}
             self.flying.restore(held, scalars.get("flights", {}))
@@ -271,6 +285,9 @@ class _Run:
         if self.flying is not None:
             held, scalars["flights"] = self.flying.dump()
             link |= {f"{_FLIGHT}{name}": value for name, value in held.items()}
+        if self.choosing is not None:
+            learned, scalars["choice"] = self.choosing.dump()
+            link |= {f"{_CHOICE}{name}": value for name, value in learned.items()}
         checkpoint.save(self.out / "checkpoint", Checkpoint(number, server, devices, scalars, link))
 
     def _line(self, number: int, scores: Summary | None, metrics: dict[str, float]) -> None:
@@ -287,6 +304,7 @@ class _Run:
             "simulated_seconds": ledger.simulated_seconds,
             "device_joules": ledger.device_joules,
             "absent": ledger.absent,
+            "gone": [int(device) for device, at in ledger.gone.items() if at == number],
             "drifted": [alarm["device"] for alarm in self._alarms() if alarm["round"] == number],
             **({} if schedule.is_constant(config.scheme) else {"lr": self.plant.kit.at_round(number).cfg.lr}),
             "kinds": {"up": ledger.kinds_up, "down": ledger.kinds_down},
@@ -383,6 +401,21 @@ class _Run:
     def _write(self, name: str, data: bytes) -> None:
         if self.out is not None:
             checkpoint.write(self.out / name, data)
+
+
+def _choosing(plant: Plant) -> Choosing | None:
+    """Gives the rule by which cohorts are chosen, None where they are drawn."""
+    config, groups = plant.config, plant.kit.groups
+    if config.fleet.selection == "random":
+        return None
+    still = {device: group.radio for group in groups for device in group.devices}
+    around = plant.around
+
+    def radios(number: int, time_s: float) -> dict[int, Radio]:
+        return still if around is None else {**still, **around.alone(number, time_s)}
+
+    rows = [len(rows) for rows in plant.federation.train]
+    return Choosing(plant.kit, plant.scheme, rows, radios, config.run.seed)
 
 
 def _group(group: Group, need: Budget) -> Summary:

@@ -27,6 +27,13 @@ def test_sending_takes_the_circuits_and_the_amplifier() -> None:
     assert float(HAND.receive_j(3.0)) == pytest.approx(0.9)
 
 
+def test_the_power_that_a_draw_stands_for() -> None:
+    assert HAND.power_of(0.7) == pytest.approx(0.05)
+    assert HAND.power_of(0.1) == 0.0
+    assert HAND.power_of(9.0) == HAND.max_w
+    assert energy.get("ethernet").power_of(0.3) == 0.0
+
+
 def test_a_gap_is_waited_out_or_slept_through_whichever_costs_less() -> None:
     """0.4 s: too short to sleep, 0.04 J. 1 s: light, 0.04 + 0.02 J. 10 s: deep, 0.2 J, and light would be 0.42 J."""
     assert HAND.rest_j(np.array([0.0, 0.4, 1.0, 10.0])).tolist() == pytest.approx([0.0, 0.04, 0.06, 0.2])

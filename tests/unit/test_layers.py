@@ -12,7 +12,7 @@ LAYERS = (
     {"message", "schedule"},
     {"data", "models", "devices", "link", "privacy"},
     {"program"},
-    {"rules", "directions"},
+    {"rules", "directions", "selection"},
     {"ops", "budget", "fleet"},
     {"server"},
     {"hints", "sparse"},

@@ -17,7 +17,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "boards.md"
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
 def test_every_figure_of_a_board_is_in_range_and_has_a_source(board: Board) -> None:
     assert BOARDS[board.name] is board
-    assert set(board.sources) == set(FIGURES) | ({"external_bytes"} if board.external_bytes else set())
+    optional = {"external_bytes": board.external_bytes > 0, "battery_j": board.battery_j < math.inf}
+    assert set(board.sources) == set(FIGURES) | {name for name, there in optional.items() if there}
     assert all(len(source) > 20 or source.startswith("estimate") for source in board.sources.values())
     for figure in FIGURES:
         assert math.isfinite(getattr(board, figure))

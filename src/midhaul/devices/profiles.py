@@ -9,7 +9,8 @@ Limits: one core, code and weights from flash without wait states, no accelerato
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from midhaul.errors import ConfigError, nearest
 
@@ -38,6 +39,7 @@ class Board:
     radio: str
     sources: dict[str, str]
     external_bytes: int = 0  # flash of another chip on the board, for the rows that the device collects
+    battery_j: float = math.inf  # of the cell that such a device usually has; without end where it has a supply
 
     def seconds(self, macs: int) -> float:
         """Gives the time of so many float MACs."""
@@ -346,7 +348,29 @@ _ALL = (
     ),
 )
 
-BOARDS: dict[str, Board] = {board.name: board for board in _ALL}
+_COIN_J = 0.225 * 3600 * 3.0
+_COIN = "CR2032 data sheets: 225 mAh at 3 V, drawn slowly"
+_ALKALINE_J = 2.5 * 3600 * 3.0
+_LIPO_J = 2.0 * 3600 * 3.7
+# What such a device usually runs on; the boards with a wired radio have a supply.
+_BATTERIES: dict[str, tuple[float, str]] = {
+    "stm32l4": (_COIN_J, f"estimate: a coin cell; {_COIN}"),
+    "nrf52840": (_COIN_J, f"nRF52840 DK: a holder for a coin cell; {_COIN}"),
+    "nrf5340": (_COIN_J, f"nRF5340 DK: a holder for a coin cell; {_COIN}"),
+    "nrf9160": (_ALKALINE_J, "estimate: two alkaline AA cells, 2.5 Ah at 3 V"),
+    "alif_e3": (_LIPO_J, "estimate: a lithium polymer cell, 2 Ah at 3.7 V"),
+    "esp32s3": (_LIPO_J, "estimate: a lithium polymer cell, 2 Ah at 3.7 V"),
+}
+
+
+def _powered(board: Board) -> Board:
+    if board.name not in _BATTERIES:
+        return board
+    battery_j, source = _BATTERIES[board.name]
+    return replace(board, battery_j=battery_j, sources=board.sources | {"battery_j": source})
+
+
+BOARDS: dict[str, Board] = {board.name: _powered(board) for board in _ALL}
 
 
 def get(name: str) -> Board:

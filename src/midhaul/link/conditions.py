@@ -120,9 +120,7 @@ class Surroundings:
             for device in asked
         }
         if self.cell is not None:
-            if self._channel is None or self._channel[0] != round:
-                self._channel = round, self.cell.channel(round, time_s)
-            found |= self._in_cell(self._channel[1], asked)
+            found |= self._in_cell(self.channel(round, time_s), asked)
         self._kept = (round, tuple(asked)), found
         return found
 
@@ -157,6 +155,30 @@ class Surroundings:
         plain = {name: column.tolist() for name, column in columns.items()}
         told = {"kind": self.cell.scenario.name, "inter_site_m": self.cell.inter_site_m}
         return {**told, "num_devices": len(self.cell.devices), **plain}
+
+    def alone(self, round: int, time_s: float) -> dict[int, Radio]:
+        """Gives the radios of the devices in the cell as they are now, each with the band to itself.
+
+        One without coverage keeps its name and has next to no rate.
+        """
+        if self.cell is None:
+            return {}
+        channel = self.channel(round, time_s)
+        blocks = channel.most_blocks()
+        up, down = channel.up(blocks), channel.down(blocks)
+        rates = zip(np.maximum(up.rate_bps, _NOTHING), np.maximum(down.rate_bps, _NOTHING), strict=True)
+        return {
+            int(device): dataclasses.replace(self.radios[int(device)], up_bps=float(sent), down_bps=float(got))
+            for device, (sent, got) in zip(channel.devices, rates, strict=True)
+        }
+
+    def channel(self, round: int, time_s: float) -> Channel:
+        """Gives the channels of a round, those at the time of its first step. Raises: ConfigError without a cell."""
+        if self.cell is None:
+            raise ConfigError("without a cell there are no channels; set link.cell")
+        if self._channel is None or self._channel[0] != round:
+            self._channel = round, self.cell.channel(round, time_s)
+        return self._channel[1]
 
     def coverage(self) -> tuple[int, int]:
         """Gives how many devices a cell has, and how many of them are in coverage, each with the cell to itself."""

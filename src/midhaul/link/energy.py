@@ -75,6 +75,12 @@ class PowerModel:
         """Gives what the radio draws while it sends with so much power. Shapes: [K] -> [K]."""
         return self.circuit_w + np.asarray(power_w, np.float64) / self.efficiency
 
+    def power_of(self, drawn_w: float) -> float:
+        """Gives the power at the antenna of a radio that draws so much while it sends: at most its most."""
+        if math.isinf(self.efficiency):
+            return 0.0
+        return min(max((drawn_w - self.circuit_w) * self.efficiency, 0.0), self.max_w)
+
     def transmit_j(self, seconds: Array | float, power_w: Array | float) -> Array:
         """Gives E = t (P0 + p / eta). Shapes: [K], [K] -> [K].
 

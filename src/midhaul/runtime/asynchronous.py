@@ -24,6 +24,7 @@ from midhaul.errors import CheckpointError, EngineError
 from midhaul.fleet import Part
 from midhaul.kit import Kit
 from midhaul.message import Message, Op, Replies, Reply, gather
+from midhaul.runtime.choosing import Choosing
 from midhaul.runtime.participation import Participation
 from midhaul.tree import Tree
 
@@ -67,6 +68,10 @@ class Asynchronous:
     @property
     def asking(self) -> frozenset[int]:
         return self.fleet.asking
+
+    @property
+    def choosing(self) -> Choosing | None:
+        return self.fleet.choosing
 
     @property
     def test_devices(self) -> tuple[int, ...]:

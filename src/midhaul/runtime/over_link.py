@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 
@@ -27,48 +26,14 @@ from midhaul.message import ROW_KINDS, UPDATE, Message, Op, Replies, Reply, Sett
 from midhaul.models import count
 from midhaul.program import Program
 from midhaul.runtime.coding import Coding
+from midhaul.runtime.ledger import Kinds, Ledger
+from midhaul.runtime.spending import Spending
 from midhaul.runtime.updates import Sent
 from midhaul.tree import Tree
 
 _METRICS = ("rows", "loss", "correct")
 _ANY_DEVICE = 0xFFFFFFFF
-Kinds = dict[str, int]
 Log = Callable[[int, bool, bytes], None]
-
-
-@dataclass
-class Ledger:
-    """What a run has spent so far. Units: bytes, seconds, joules."""
-
-    kinds_up: Kinds = field(default_factory=dict)
-    kinds_down: Kinds = field(default_factory=dict)
-    air_seconds: float = 0.0
-    compute_seconds: float = 0.0
-    joules: dict[str, float] = field(default_factory=dict)
-    absent: int = 0
-    refused: int = 0
-    uncovered: int = 0
-    updates: int = 0
-    simulated_seconds: float = 0.0
-
-    @property
-    def uplink_bytes(self) -> int:
-        """Bytes that the devices sent."""
-        return sum(self.kinds_up.values())
-
-    @property
-    def downlink_bytes(self) -> int:
-        """Bytes that the devices were sent."""
-        return sum(self.kinds_down.values())
-
-    @property
-    def device_joules(self) -> float:
-        """What all devices spent together, for radio and computing."""
-        return sum(self.joules.values())
-
-    def to_table(self) -> dict[str, Any]:
-        """Gives the ledger as plain values."""
-        return asdict(self)
 
 
 @dataclass
@@ -109,11 +74,12 @@ class OverLink:
         groups: Sequence[Group] = (),
         coding: Coding | None = None,
         around: Surroundings | None = None,
+        spending: Spending | None = None,
         log: Log | None = None,
     ) -> None:
         """`groups` say which devices have another model, board or radio than those given; below 0, a loss is each
-        radio's own. `around` is what varies them, a cell or traces. `log` is given the bytes of each frame, as often as
-        it is sent, with its round and whether it goes up."""
+        radio's own. `around` is what varies them, a cell or traces; `spending` charges what they do. `log` is given the
+        bytes of each frame, as often as it is sent, with its round and whether it goes up."""
         self.fleet = fleet
         self.loss = loss
         self.retries = retries
@@ -127,6 +93,7 @@ class OverLink:
         }
         self.coding = coding or Coding()
         self.around = around
+        self.spending = spending or Spending(ledger)
         self._still = {device: Conditions(group.radio) for device, group in self._group.items()}
         self._now: dict[int, Conditions] = {}  # of the devices in the step under way, where anything varies
         self.updates = self.coding.updates
@@ -152,6 +119,7 @@ class OverLink:
     def exchange_parts(self, parts: Sequence[Part], *, key: rng.Key) -> list[Replies]:
         """Does so with several messages in one step, which lasts as long as its slowest device."""
         step = _Step()
+        self.spending.round = key.round
         if self.around is not None:
             asked = [device for _, devices in parts for device in devices]
             self._now = self.around.at(key.round, self.ledger.simulated_seconds, asked)
@@ -181,9 +149,8 @@ class OverLink:
         self.updates.begun(key.round)
         step.seconds = {**dict.fromkeys(asked, 0.0), **step.seconds}
         program = self._group[asked[0]].program
-        there = [place for place, device in enumerate(asked) if self._conditions(device).served]
+        there = [place for place, device in enumerate(asked) if self._is_there(device)]
         if len(there) < len(asked):
-            self.ledger.uncovered += len(asked) - len(there)
             self.ledger.absent += len(asked) - len(there)
             if not there:
                 return gather({})
@@ -219,7 +186,7 @@ class OverLink:
             down = packed[number]
             tries, arrived = self._tries(key, device, len(down.data), up=False)
             self._charge(down.data, down.kinds, device, tries, key, step, up=False)
-            if not arrived:
+            if not arrived or self.spending.is_empty(device):
                 continue
             if not down.devices:
                 whole = frame.unpack(down.data, program.initial).tree
@@ -250,6 +217,8 @@ class OverLink:
         answers: dict[int, Reply] = {}
         voted: dict[int, tuple[tuple[str, ...], Floats]] = {}
         for device, reply in replies:
+            if self.spending.is_empty(device):
+                continue
             step.answered += 1
             try:
                 wanted = self.coding.wanted(reply.tree, device, up=True)
@@ -264,7 +233,7 @@ class OverLink:
             data, kinds = frame.pack(sent), frame.bytes_by_kind(sent)
             tries, arrived = self._tries(key, device, len(data), up=True)
             self._charge(data, kinds, device, tries, key, step, up=True)
-            if not arrived:
+            if not arrived or self.spending.is_empty(device):
                 continue
             try:
                 got = frame.unpack(data, program.initial, _METRICS)
@@ -286,10 +255,15 @@ class OverLink:
         total, radio = self.ledger.kinds_up if up else self.ledger.kinds_down, self._conditions(device)
         for kind, num in kinds.items():
             total[str(kind)] = total.get(str(kind), 0) + tries * num
-        step.seconds[device] += tries * radio.seconds(len(data), up=up)
-        self._spend(device, tries * radio.joules(len(data), up=up))
+        step.seconds[device] += self.spending.carry(device, radio, len(data), tries, up=up)
         if self.log is not None:
             self.log(key.round, up, data * tries)
+
+    def _is_there(self, device: int) -> bool:
+        """Tells whether a device can be asked: it is in coverage, and its battery isn't empty."""
+        is_served = self._conditions(device).served
+        self.ledger.uncovered += not is_served
+        return is_served and not self.spending.is_empty(device)
 
     def _conditions(self, device: int) -> Conditions:
         """Gives a device's radio as it is now: in its cell or by its trace, else by its own figures."""
@@ -326,11 +300,8 @@ class OverLink:
         """Charges a device for multiplications; gives how long they take it. Units: seconds."""
         board = self._group[device].board
         busy_s = macs * board.cycles_per_mac_f32 / board.clock_hz
-        self._spend(device, busy_s * board.active_w)
+        self.spending.charge(device, "compute", busy_s * board.active_w, busy_s)
         return busy_s
-
-    def _spend(self, device: int, energy_j: float) -> None:
-        self.ledger.joules[str(device)] = self.ledger.joules.get(str(device), 0.0) + energy_j
 
 
 def _delivered(part: Message, unpacked: list[Tree], told: Settings) -> Message:

@@ -8,7 +8,7 @@ long as the slowest device on air and computing, each at a speed of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,13 +18,16 @@ from midhaul.errors import ConfigError
 from midhaul.fleet import Fleet, Part
 from midhaul.kit import Kit, Scheme
 from midhaul.message import Message, Op, Replies, Setting, gather
-from midhaul.runtime.over_link import Ledger
+from midhaul.runtime.choosing import Choosing
+from midhaul.runtime.ledger import Ledger
+from midhaul.runtime.spending import Spending
 
 
 class Metered(Fleet, Protocol):
     """A fleet that says what an exchange took: seconds on air and computing of each device in the last one."""
 
     ledger: Ledger
+    spending: Spending
     seconds: dict[int, tuple[float, float]]
 
 
@@ -36,6 +39,8 @@ def check(scheme: Scheme, config: Config) -> None:
         "fleet.stragglers": ("stragglers", fleet.stragglers > 0.0),
         "fleet.dropout": ("dropout", fleet.dropout > 0.0),
         "fleet.round_deadline_s": ("dropout", fleet.round_deadline_s > 0.0),
+        "fleet.battery_j": ("dropout", fleet.battery_j != 0.0),
+        "fleet.selection": ("cohort", fleet.selection != "random"),
         "fleet.weighting": ("weighting", fleet.weighting != "examples"),
         "fleet.mode": ("asynchronous", fleet.mode != "synchronous"),
     }
@@ -56,12 +61,21 @@ def check(scheme: Scheme, config: Config) -> None:
 class Participation:
     """A fleet whose devices may be absent from a round, late in it, or short of time. Round 0 waits for all.
 
-    `keeps_stragglers`: what a straggler did is taken, whatever scheme.drop_stragglers says.
+    `keeps_stragglers`: what a straggler did is taken, whatever scheme.drop_stragglers says. `choosing` says who is in a
+    cohort, where that isn't drawn.
     """
 
-    def __init__(self, fleet: Metered, kit: Kit, *, keeps_stragglers: bool = False) -> None:
+    def __init__(
+        self, fleet: Metered, kit: Kit, *, keeps_stragglers: bool = False, choosing: Choosing | None = None
+    ) -> None:
         self.fleet = fleet
         self.kit = kit
+        self.spending = fleet.spending
+        self.choosing = choosing
+        if choosing is not None:
+            choosing.is_gone = fleet.spending.is_empty
+            choosing.now_s = lambda: fleet.ledger.simulated_seconds
+            choosing.pace = lambda device: self.speed(device, kit.config.run.seed)
         self.ledger = fleet.ledger
         self.drops_stragglers = kit.cfg.drop_stragglers and not keeps_stragglers
         self.seconds: dict[int, tuple[float, float]] = {}
@@ -96,11 +110,35 @@ class Participation:
                 there[number] = self._shortened(message.of_places(places), near, key), near
         self.seconds = {}
         if there:
+            asked = [device for _, near in there.values() for device in near]
+            began_s = self.ledger.simulated_seconds
+            self.spending.rest_until(asked, began_s)
+            before = {device: self.ledger.joules.get(str(device), 0.0) for device in asked}
             replies = self.fleet.exchange_parts(list(there.values()), key=key)
             self._tick(key)
+            for device, spent in self.seconds.items():
+                self.spending.rest_from(device, began_s + sum(spent))
+            if self.choosing is not None and key.round:
+                self._tell(there.values(), replies, before)
             for number, answer in zip(there, replies, strict=True):
                 given[number] = self._counted(parts[number][0].op, self._in_time(answer, key))
         return given
+
+    def settle(self) -> None:
+        """Charges the devices for having had nothing to do until now."""
+        self.spending.rest_until(self.devices, self.ledger.simulated_seconds)
+
+    def _tell(self, parts: Iterable[Part], replies: Sequence[Replies], before: dict[int, float]) -> None:
+        """Tells who chooses cohorts what came of asking: losses of training, seconds, joules."""
+        assert self.choosing is not None
+        for (message, asked), answer in zip(parts, replies, strict=True):
+            if message.op != Op.FIT:
+                continue
+            losses = answer.metrics["loss"].tolist() if "loss" in answer.metrics else [None] * len(answer)
+            told = dict(zip(answer.devices, losses, strict=True))
+            for device in asked:
+                joules = self.ledger.joules.get(str(device), 0.0) - before[device]
+                self.choosing.saw(device, told.get(device), sum(self.seconds.get(device, (0.0, 0.0))), joules)
 
     def speed(self, device: int, seed: int) -> float:
         """Gives how many times its seconds a device takes, the same for the whole run."""
