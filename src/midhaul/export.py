@@ -396,7 +396,7 @@ def _here() -> Iterator[None]:
 def _rows(held: Dataset) -> npt.NDArray[Any]:
     """Gives rows from all over a data set, the same each time."""
     step = max(1, len(held.x) // CALIBRATION_ROWS)
-    rows: npt.NDArray[Any] = np.asarray(held.x[::step][:CALIBRATION_ROWS])
+    rows: npt.NDArray[Any] = np.asarray(held.inputs(slice(0, None, step))[:CALIBRATION_ROWS])
     return rows
 
 

@@ -153,11 +153,13 @@ def build(
     config, program, rear = _parts(config, chosen, prepared, data, large_module, start, deepest)
     x, y = (torch.from_numpy(np.require(values, requirements=["C", "W"])) for values in (data.x, data.y))
     parts = (federation.train, federation.test, federation.adapt)
-    population = Population(x, y, *parts, federation.own_test, classes=federation.classes)
+    levels = None if data.levels is None else torch.from_numpy(data.levels)
+    population = Population(x, y, *parts, federation.own_test, classes=federation.classes, levels=levels)
+    given = torch.from_numpy(federation.public)
+    public = Examples(population.inputs(given), y[given])
     after: Population | None = None
     if config.data.drift_round:
         population, after = drift.drifted(population, config, data.num_classes)
-    public = Examples(x, y).at(federation.public)
     degrees = config.large.rotate_deg
     augment = Rotation(degrees, data.centre, data.spread) if degrees else None
     can_adapt = any(len(rows) for rows in federation.adapt)

@@ -86,3 +86,24 @@ def test_iid_devices_share_one_model():
 def test_numbers_out_of_range_are_refused(options: dict[str, Any]):
     with pytest.raises(ConfigError):
         load("synthetic", **options)
+
+
+def test_blobs_are_bytes_that_a_linear_model_tells_apart():
+    data = load("blobs", num_devices=20, rows=30, test_rows=400, shape="2,4")
+    assert (data.x.dtype, data.x.shape) == (np.uint8, (1000, 2, 4))
+    assert np.bincount(data.device).tolist() == [30] * 20 + [400]
+    assert data.held_out.sum() == 400
+    assert data.inputs(slice(0, 2)).tolist() == ((data.x[:2].astype(float) - 128) / 32).tolist()
+    centres = np.stack([data.inputs(~data.held_out & (data.y == c)).reshape(-1, 8).mean(0) for c in range(10)])
+    nearest = np.square(data.inputs(data.held_out).reshape(-1, 1, 8) - centres).sum(2).argmin(1)
+    assert (nearest == data.y[data.held_out]).mean() > 0.9
+    assert len({row.tobytes() for row in data.x}) == 1000, "no row stands twice"
+    assert np.array_equal(load("blobs", num_devices=20, rows=30, test_rows=400, shape="2,4").x, data.x)
+
+
+@pytest.mark.parametrize(
+    "options", [{"shape": "a"}, {"shape": "1,2,3,4"}, {"num_devices": 0}, {"rows": 10**6, "num_devices": 10**7}]
+)
+def test_blobs_out_of_range_are_refused(options: dict[str, Any]):
+    with pytest.raises(ConfigError, match="blobs"):
+        load("blobs", **options)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from midhaul.data import (
     arrays,
+    blobs,
     clinc150,
     digits,
     ecg,
@@ -54,6 +55,7 @@ Option = int | float | str | bool
 _SETS: dict[str, tuple[Description, Callable[..., Dataset]]] = {
     "digits": (digits.DESCRIPTION, digits.load),
     "synthetic": (synthetic.DESCRIPTION, synthetic.load),
+    "blobs": (blobs.DESCRIPTION, blobs.load),
     "har": (har.DESCRIPTION, har.load),
     "mnist": (images.MNIST, images.load_mnist),
     "fashion_mnist": (images.FASHION_MNIST, images.load_fashion_mnist),

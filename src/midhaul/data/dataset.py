@@ -32,8 +32,9 @@ class Refused:
 class Dataset:
     """Labelled rows that know which device they came from.
 
-    Shapes: `x` [N, ...] float32, or [N, L] int64 tokens where `vocabulary` is above 0; `y` [N] class numbers; `device`
-    [N] places in `device_names`; `held_out` [N], True where the publisher puts the row in the test set.
+    Shapes: `x` [N, ...] float32, or [N, L] int64 tokens where `vocabulary` is above 0, or bytes where there are
+    `levels` [256] float32, the numbers that they stand for; `y` [N] class numbers; `device` [N] places in
+    `device_names`; `held_out` [N], True where the publisher puts the row in the test set.
     `key` says what a natural device is ("subject", "writer" ...); it is empty where the data have none.
     `num_read` counts the rows before bad ones went to `refused`. `centre` and `spread` are the constants that the
     channels of three-axis sensors were scaled by: x = (raw - centre) / spread. `ways`: how many classes each device
@@ -59,12 +60,14 @@ class Dataset:
     centre: tuple[float, ...] = ()
     spread: tuple[float, ...] = ()
     ways: int = 0
+    levels: Floats | None = None
 
     def __post_init__(self) -> None:
         num = len(self.x)
         if num == 0:
             raise DataError(f"{self.name} holds no usable row{_why(self.refused)}")
-        wanted = np.dtype(np.int64 if self.vocabulary else np.float32)
+        coded = self.levels is not None
+        wanted = np.dtype(np.int64 if self.vocabulary else np.uint8 if coded else np.float32)
         if self.x.dtype != wanted or self.x.ndim < 2 or 0 in self.x.shape:
             raise DataError(f"{self.name}: x is {self.x.dtype} {self.x.shape}; it must be {wanted} [N, ...], not empty")
         for field, values in (("y", self.y), ("device", self.device), ("held_out", self.held_out)):
@@ -74,11 +77,18 @@ class Dataset:
         _in_range(self.name, "device", self.device, len(self.device_names))
         if self.vocabulary:
             _in_range(self.name, "token", self.x, self.vocabulary)
-        elif not _is_finite(self.x):
+        elif self.levels is not None and (self.levels.dtype != np.float32 or self.levels.shape != (256,)):
+            raise DataError(f"{self.name}: levels are {self.levels.dtype} {self.levels.shape}, not float32 (256,)")
+        elif not _is_finite(self.x if self.levels is None else self.levels):
             raise DataError(f"{self.name}: x holds a number that is not finite; such rows must be set aside")
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def inputs(self, rows: Any = slice(None)) -> npt.NDArray[Any]:
+        """Gives some rows of x, or all, as a model takes them."""
+        picked: npt.NDArray[Any] = self.x[rows]
+        return picked if self.levels is None else self.levels[picked]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -89,6 +99,15 @@ class Dataset:
     def num_classes(self) -> int:
         """The number of classes that a model tells apart: all, seen or not, or those that a device numbers itself."""
         return self.ways or len(self.class_names)
+
+
+def levels_of(step: float, first: float = 0.0) -> Floats:
+    """Gives the numbers that bytes stand for, evenly apart. Shapes: [256].
+
+    >>> levels_of(0.5, -1.0)[:3].tolist()
+    [-1.0, -0.5, 0.0]
+    """
+    return (first + step * np.arange(256)).astype(np.float32)
 
 
 def number(values: npt.NDArray[Any] | Sequence[str]) -> tuple[Ints, tuple[str, ...]]:

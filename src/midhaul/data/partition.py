@@ -145,7 +145,7 @@ def _vertical(dataset: Dataset, train: Ints, test: Ints, num: int) -> Federation
             f"set num_devices to {size} or fewer"
         )
     rows, names = np.concatenate([train, test]), tuple(f"part {place} of the features" for place in range(num))
-    parts = np.array_split(dataset.x[rows], num, axis)
+    parts = np.array_split(dataset.inputs(rows), num, axis)
     widths = [
         [(0, -(-size // num) - part.shape[axis] if a == axis % part.ndim else 0) for a in range(part.ndim)]
         for part in parts
@@ -153,6 +153,7 @@ def _vertical(dataset: Dataset, train: Ints, test: Ints, num: int) -> Federation
     cut = dataclasses.replace(
         dataset,
         x=np.concatenate([np.pad(part, width) for part, width in zip(parts, widths, strict=True)]),
+        levels=None,
         y=np.concatenate([dataset.y[rows], np.zeros((num - 1) * len(rows), np.int64)]),
         device=np.repeat(np.arange(num), len(rows)),
         device_names=names,
