@@ -88,7 +88,7 @@ class OverLink:
         self._group = {d: group for group in (alike, *groups) for d in (*group.devices, *group.tests)}
         self._layers = {
             id(part): count.layers(part, group.program.input_shape)
-            for group in self._group.values()
+            for group in {id(group): group for group in self._group.values()}.values()
             for part in (group.program.module, group.program.front)
         }
         self.coding = coding or Coding()

@@ -1,0 +1,175 @@
+"""Time and memory of a run against the number of devices, the model's size and the cohort. `python -m benchmarks.scaling`
+
+Each point is a whole run of federated averaging as a person starts one (data, link, engine, test, checkpoint) in a process of
+its own, so that its peak of resident memory is its own: what the operating system says of the process when it ends. A
+round's time is the median over the rounds but the first; the first stands by itself, counted from the start of Python.
+The devices' rows are those of the data set `blobs`, a byte a number. W1 is an MLP 64-32-10 on devices of 50 rows, in batches
+of 10; W2 a CNN of 3x3x16, 3x3x32 on devices of 100 rows of 28x28, in batches of 20.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "W1": {"shape": "64", "rows": 50, "model": "mlp", "options": {"hidden": [32]}, "batch": 10},
+    "W2": {"shape": "1,28,28", "rows": 100, "model": "cnn", "options": {"channels": [16, 32]}, "batch": 20},
+}
+COLUMNS = ("work", "devices", "cohort", "parameters", "first round", "a round", "CPU of a round", "peak memory")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: what is trained, on how many devices, and how many take part in a round."""
+
+    work: str
+    devices: int
+    cohort: int
+    hidden: int = 0  # of W1's MLP, where it isn't 32
+    memory: str = "1GB"
+    rounds: int = 8
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run came to. Units: seconds, bytes."""
+
+    parameters: int
+    first_s: float
+    round_s: float
+    cpu_s: float
+    peak_bytes: int
+
+
+def points(quick: bool) -> dict[str, list[Point]]:
+    """Gives the series of points by what varies."""
+    most = 10_000 if quick else 100_000
+    counts = [num for num in (10, 100, 1_000, 10_000, 100_000) if num <= most]
+    return {
+        "devices": [Point("W1", num, min(num, 100)) for num in counts]
+        + [Point("W2", num, min(num, 100), rounds=4) for num in counts if num <= (1_000 if quick else 10_000)],
+        "cohort": [Point("W1", most, num, rounds=5) for num in (10, 100, 1_000, *(() if quick else (10_000,)))],
+        "model": [Point("W1", 1_000, 100, hidden) for hidden in (32, 128, 512, *(() if quick else (2_048,)))],
+    }
+
+
+def measure(point: Point) -> Found:
+    """Runs one point in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.scaling", "--point", json.dumps(dataclasses.asdict(point))]
+    environment = {**os.environ, "SCALING_BEGAN": repr(time.time())}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise SystemExit(f"{point} ended with {ran.returncode}:\n{ran.stderr[-2000:]}")
+    return Found(**json.loads(ran.stdout.splitlines()[-1]))
+
+
+def one(point: Point) -> Found:
+    """Does one point in this process."""
+    from midhaul import train
+    from midhaul.config import Config
+
+    chosen = SETTINGS[point.work]
+    config = Config().replace(
+        data_name="blobs",
+        data_options={"shape": chosen["shape"], "rows": chosen["rows"], "num_devices": point.devices},
+        fleet_cohort=float(point.cohort) if point.cohort > 1 else 1.0,
+        fleet_check=False,
+        tiny_model=chosen["model"],
+        tiny_options={"hidden": [point.hidden]} if point.hidden else chosen["options"],
+        scheme_batch=chosen["batch"],
+        run_rounds=point.rounds,
+        run_memory=point.memory,
+    )
+    ends: list[tuple[float, float]] = []
+
+    def note(label: str, done: int, total: int) -> None:
+        if label == "rounds":
+            ends.append((time.time(), time.process_time()))
+
+    with tempfile.TemporaryDirectory() as folder:
+        summary = train.run(config, Path(folder) / "run", progress=note).summary
+    began = float(os.environ.get("SCALING_BEGAN", time.time()))
+    gaps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(ends, ends[1:], strict=False)]
+    return Found(
+        summary["tiny"]["parameters"],
+        ends[0][0] - began,
+        statistics.median(wall for wall, _ in gaps),
+        statistics.median(cpu for _, cpu in gaps),
+        peak_bytes(),
+    )
+
+
+def peak_bytes() -> int:
+    """Gives the most memory that this process ever had resident."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def row(point: Point, found: Found) -> tuple[str, ...]:
+    """Gives a line of the table."""
+    return (
+        point.work,
+        f"{point.devices:,}",
+        f"{point.cohort:,}",
+        f"{found.parameters:,}",
+        f"{found.first_s:.2f} s",
+        f"{1e3 * found.round_s:,.0f} ms",
+        f"{1e3 * found.cpu_s:,.0f} ms",
+        f"{found.peak_bytes / 1e9:.2f} GB",
+    )
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    """Prints the table, and writes the plot."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="10,000 devices at most")
+    parser.add_argument("--only", default="", metavar="A,B", help="of the series devices, cohort and model")
+    parser.add_argument("--plot", type=Path, default=Path("build/scaling.svg"), help="the plot to write")
+    parser.add_argument("--point", default="", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.point:
+        print(json.dumps(dataclasses.asdict(one(Point(**json.loads(chosen.point))))))
+        return
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    found: dict[str, list[tuple[Point, Found]]] = {}
+    for series, held in points(chosen.quick).items():
+        if chosen.only and series not in chosen.only.split(","):
+            continue
+        for point in held:
+            measured = measure(point)
+            found.setdefault(series, []).append((point, measured))
+            print(f"| {' | '.join(row(point, measured))} |", flush=True)
+    chosen.plot.parent.mkdir(parents=True, exist_ok=True)
+    chosen.plot.write_text(plot(found), encoding="utf-8")
+    print(f"\nplot: {chosen.plot}")
+
+
+def plot(found: dict[str, list[tuple[Point, Found]]]) -> str:
+    """Gives the time of a round and the peak of memory against what varies, as SVG."""
+    from midhaul.report import charts
+
+    along = {"devices": "devices in the fleet", "cohort": "devices in a round", "model": "parameters of the model"}
+    panels = []
+    for series, held in found.items():
+        for work in dict.fromkeys(point.work for point, _ in held):
+            own = [(p, f) for p, f in held if p.work == work]
+            x = [float({"devices": p.devices, "cohort": p.cohort, "model": f.parameters}[series]) for p, f in own]
+            panels.append((series, work, x, [f.round_s for _, f in own], [float(f.peak_bytes) for _, f in own]))
+    return charts.scaling(panels, along, "scaling")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
