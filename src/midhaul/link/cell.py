@@ -15,7 +15,6 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
 
 from midhaul import rng
 from midhaul.config import LinkConfig
@@ -198,7 +197,9 @@ class Cell:
         inside = np.where(indoors, propagation.wall_loss_db(self.carrier_hz, link.building, depth_m, wall), 0.0)
         flat = np.hypot(*np.moveaxis(places[None] - self.sites[:, None], -1, 0))  # [S, D]
         outside = np.maximum(flat - np.where(indoors, depth_m, 0.0), 0.0)
-        chance = norm.cdf(self._fields[3].at(places))
+        from scipy.special import ndtr  # here alone: a run without a cell need not wait for it
+
+        chance = ndtr(self._fields[3].at(places))
         in_sight = chance < propagation.sight_probability(name, outside, heights)
         around: Doubles | float = 1.0
         if name == "uma" and (heights >= 13.0).any():
@@ -260,4 +261,6 @@ class Cell:
 
 def _normal(draws: Doubles) -> Doubles:
     """Gives standard normal numbers of uniform ones."""
-    return np.asarray(norm.ppf(np.clip(draws, 1e-7, 1.0 - 1e-7)))
+    from scipy.special import ndtri
+
+    return np.asarray(ndtri(np.clip(draws, 1e-7, 1.0 - 1e-7)))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import j0
 
 from midhaul import rng
 from midhaul.link.propagation import LIGHT_M_S
@@ -33,6 +32,8 @@ def memory(doppler: float, step_s: float) -> float:
     fading channel simulation", IEEE Trans. Wireless Communications 2005 (from memory). Limits: a process of first order
     has it at one step, and its powers at more.
     """
+    from scipy.special import j0  # here alone: a run without fading need not wait for it
+
     return float(j0(2.0 * np.pi * doppler * step_s))
 
 
