@@ -42,6 +42,7 @@ repro: $(READY)  ## the published figures; slow, needs MIDHAUL_DATA or the netwo
 
 bench: $(READY)  ## the benchmarks; the peers are installed into build/peers
 	$(BIN)/python -m benchmarks.simulation --install --quick
+	$(BIN)/python -m benchmarks.scaling --quick
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.device int8 arena training code
 

@@ -1,16 +1,17 @@
-"""Time and memory of a run against the number of devices, the model's size and the cohort. `python -m benchmarks.scaling`
+"""Time and memory of a run against the number of devices, its cohort and its model. `python -m benchmarks.scaling`
 
-Each point is a whole run of federated averaging as a person starts one (data, link, engine, test, checkpoint) in a process of
-its own, so that its peak of resident memory is its own: what the operating system says of the process when it ends. A
-round's time is the median over the rounds but the first; the first stands by itself, counted from the start of Python.
-The devices' rows are those of the data set `blobs`, a byte a number. W1 is an MLP 64-32-10 on devices of 50 rows, in batches
-of 10; W2 a CNN of 3x3x16, 3x3x32 on devices of 100 rows of 28x28, in batches of 20.
+Each point is a whole run of federated averaging as a person starts one (data, link, engine, test, checkpoint) in a
+process of its own, so that its peak of resident memory is its own: what the operating system says of the process when
+it ends. A round's time is the median over the rounds but the first; the first stands by itself, counted from the start
+of Python. The devices' rows are those of the data set `blobs`, a byte a number. W1 is an MLP 64-32-10 on devices of 50
+rows, in batches of 10; W2 a CNN of 3x3x16, 3x3x32 on devices of 100 rows of 28x28, in batches of 20.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -101,7 +102,7 @@ def one(point: Point) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         summary = train.run(config, Path(folder) / "run", progress=note).summary
     began = float(os.environ.get("SCALING_BEGAN", time.time()))
-    gaps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(ends, ends[1:], strict=False)]
+    gaps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(ends)]
     return Found(
         summary["tiny"]["parameters"],
         ends[0][0] - began,
@@ -153,22 +154,41 @@ def main(arguments: Sequence[str] = ()) -> None:
             found.setdefault(series, []).append((point, measured))
             print(f"| {' | '.join(row(point, measured))} |", flush=True)
     chosen.plot.parent.mkdir(parents=True, exist_ok=True)
-    chosen.plot.write_text(plot(found), encoding="utf-8")
+    plot(found, chosen.plot)
     print(f"\nplot: {chosen.plot}")
 
 
-def plot(found: dict[str, list[tuple[Point, Found]]]) -> str:
-    """Gives the time of a round and the peak of memory against what varies, as SVG."""
-    from midhaul.report import charts
+def plot(found: dict[str, list[tuple[Point, Found]]], path: Path) -> None:
+    """Writes the time of a round, and the peak of memory, against what varies."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
 
     along = {"devices": "devices in the fleet", "cohort": "devices in a round", "model": "parameters of the model"}
-    panels = []
-    for series, held in found.items():
+    looks = {"W1": ("#1f6f8b", "o"), "W2": ("#b3541e", "s")}
+    figure, axes = plt.subplots(
+        2, len(found), figsize=(3.4 * len(found), 4.8), sharex="col", layout="constrained", squeeze=False
+    )
+    for column, (series, held) in enumerate(found.items()):
         for work in dict.fromkeys(point.work for point, _ in held):
             own = [(p, f) for p, f in held if p.work == work]
-            x = [float({"devices": p.devices, "cohort": p.cohort, "model": f.parameters}[series]) for p, f in own]
-            panels.append((series, work, x, [f.round_s for _, f in own], [float(f.peak_bytes) for _, f in own]))
-    return charts.scaling(panels, along, "scaling")
+            x = [{"devices": p.devices, "cohort": p.cohort, "model": f.parameters}[series] for p, f in own]
+            colour, marker = looks[work]
+            for line, y in enumerate(([f.round_s for _, f in own], [f.peak_bytes / 1e9 for _, f in own])):
+                axes[line][column].plot(x, y, color=colour, marker=marker, ms=4, lw=1.5, label=work)
+        for line, label in enumerate(("seconds a round", "peak memory, GB")):
+            here = axes[line][column]
+            here.set_xscale("log")
+            here.set_ylim(bottom=0)
+            here.grid(color="#e4e4e4")
+            here.spines[["top", "right"]].set_visible(False)
+            if not column:
+                here.set_ylabel(label)
+        axes[1][column].set_xlabel(along[series])
+    axes[0][0].legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
