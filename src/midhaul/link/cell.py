@@ -116,11 +116,13 @@ class Cell:
         noise = 10.0 ** ((channels.THERMAL_DBM_HZ + noise_db) / 10.0)
         state = np.where(large.indoors, 2, np.where(in_sight, 0, 1))
         spread_s = np.asarray(self.scenario.delay_spread_s)[state]
-        direct = in_sight & ~large.indoors
-        rice = np.where(direct, 10.0 ** (self.scenario.rice_db / 10.0), 0.0)
+        drawn = _normal(self._drawn(asked, rng.Use.POSITION)[2][:, 8])
+        direct = np.where(
+            large.indoors, 0.0, 10.0 ** ((self.scenario.rice_db[0] + self.scenario.rice_db[1] * drawn) / 10.0)
+        )
+        rice = np.where(in_sight, direct, 0.0)
         fades, known = channels.draw_fades(self.seed, round, asked, rice, self._doppler, self.link.antennas)
-        clear = large.in_sight[loudest // self.link.sectors, place] & ~large.indoors
-        direct_DI = np.where(clear, 10.0 ** (self.scenario.rice_db / 10.0), 0.0).T
+        direct_DI = np.where(large.in_sight[loudest // self.link.sectors, place], direct, 0.0).T
         shares_DI = (each[loudest, place] / (others + noise)).T
         jam, known_jam = channels.draw_noise(self.seed, round, asked, shares_DI, direct_DI, self._doppler)
         return Channel(
@@ -183,8 +185,8 @@ class Cell:
         return least + np.where(indoors, propagation.inside_m(self.carrier_hz, words[:, 1:3]), 0.0)
 
     def _drawn(self, devices: Ints, use: rng.Use) -> tuple[Flags, Doubles, Doubles]:
-        """Gives who is indoors, how high each is, and numbers for walls: [D], [D], [D, 4]."""
-        words = rng.uniform_of(rng.words_of(self.seed, int(use), devices, rng.Use.WALL, 8))
+        """Gives who is indoors, how high each is, and numbers for walls and the direct path: [D], [D], [D, 12]."""
+        words = rng.uniform_of(rng.words_of(self.seed, int(use), devices, rng.Use.WALL, 12))
         indoors = words[:, 0] < self.link.indoors
         return indoors, layout.heights_m(words, indoors, self.link.height_m), words
 

@@ -76,16 +76,16 @@ def drop(
     return np.asarray(tries[np.arange(len(devices)), fits.argmax(axis=1)])
 
 
-def heights_m(draws_D8: Doubles, indoors: npt.NDArray[np.bool_], height_m: float) -> Doubles:
-    """Gives how high each device is: `height_m`, or where that is 0, by floors. Shapes: [D, 8], [D] -> [D].
+def heights_m(draws_DN: Doubles, indoors: npt.NDArray[np.bool_], height_m: float) -> Doubles:
+    """Gives how high each device is: `height_m`, or where that is 0, by floors. Shapes: [D, 12], [D] -> [D].
 
     By floors: outdoors 1.5 m; indoors 3 (n - 1) + 1.5 m, n uniform from 1 to the 4 to 8 floors of a building.
     Source: 3GPP TR 36.873 table 6-1, which TR 38.901 table 7.2-1 names.
     """
     if height_m > 0.0:
         return np.full(len(indoors), height_m)
-    floors = 4 + np.floor(5 * draws_D8[:, 6])
-    return np.where(indoors, 3.0 * np.floor(floors * draws_D8[:, 7]) + 1.5, 1.5)
+    floors = 4 + np.floor(5 * draws_DN[:, 6])
+    return np.where(indoors, 3.0 * np.floor(floors * draws_DN[:, 7]) + 1.5, 1.5)
 
 
 def moved(

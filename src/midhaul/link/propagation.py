@@ -32,8 +32,8 @@ MIN_M = 10.0
 class Scenario:
     """A kind of surroundings: where base stations stand, how shadowing varies, and how signals fade.
 
-    Units: metres, decibels; `delay_spread_s` is the median root-mean-square delay spread with and without line of sight
-    at 3.5 GHz, and `rice_db` the median Rice factor with it (TR 38.901 table 7.5-6, part 1).
+    Units: metres, decibels; `delay_spread_s` is the median root-mean-square delay spread in sight, hidden and indoors,
+    at 3.5 GHz, and `rice_db` the Rice factor in sight (TR 38.901 table 7.5-6, part 1).
     """
 
     name: str
@@ -44,7 +44,7 @@ class Scenario:
     shadow_db: tuple[float, float, float]  # in sight, not in sight, indoors
     correlation_m: tuple[float, float, float]
     delay_spread_s: tuple[float, float, float]
-    rice_db: float
+    rice_db: tuple[float, float]  # mean and deviation
     source: str
 
 
@@ -58,7 +58,7 @@ SCENARIOS: dict[str, Scenario] = {
         shadow_db=(4.0, 7.82, 7.0),
         correlation_m=(10.0, 13.0, 7.0),
         delay_spread_s=(10.0**-7.398, 10.0**-7.014, 10.0**-6.62),
-        rice_db=9.0,
+        rice_db=(9.0, 5.0),
         source="3GPP TR 38.901 tables 7.2-1, 7.5-6 and 7.8-1, urban microcells in street canyons",
     ),
     "uma": Scenario(
@@ -70,7 +70,7 @@ SCENARIOS: dict[str, Scenario] = {
         shadow_db=(4.0, 6.0, 7.0),
         correlation_m=(37.0, 50.0, 7.0),
         delay_spread_s=(10.0**-7.110, 10.0**-6.543, 10.0**-6.62),
-        rice_db=9.0,
+        rice_db=(9.0, 3.5),
         source="3GPP TR 38.901 tables 7.2-1, 7.5-6 and 7.8-1, urban macrocells",
     ),
 }
