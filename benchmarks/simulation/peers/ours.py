@@ -13,7 +13,7 @@ from benchmarks.simulation.works import WORKS, build
 from protocol import Arrays, Line, serve
 
 from midhaul import __version__, rng
-from midhaul.runtime.over_link import Ledger
+from midhaul.runtime.ledger import Ledger
 from midhaul.train import behind_link
 
 

@@ -17,10 +17,11 @@ from midhaul import budget, rng, rules
 from midhaul.devices.profiles import Board
 from midhaul.errors import EngineError, FrameError
 from midhaul.fleet import Fleet, Group, Part
-from midhaul.link import frame
+from midhaul.link import frame, frames
 from midhaul.link.bits import Floats
 from midhaul.link.conditions import Conditions, Surroundings
 from midhaul.link.frame import Frame
+from midhaul.link.frames import Frames
 from midhaul.link.radio import Radio
 from midhaul.message import ROW_KINDS, UPDATE, Message, Op, Replies, Reply, Settings, gather, join, pad_rows
 from midhaul.models import count
@@ -167,8 +168,8 @@ class OverLink:
         if message.op in (Op.FIT, Op.BACKWARD):
             self.ledger.updates += len(answers)
         if message.op == Op.LOAD:
-            self.coding.loaded(gather(answers))
-        return gather(answers)
+            self.coding.loaded(answers)
+        return answers
 
     def _down(
         self, message: Message, asked: list[int], program: Program, key: rng.Key, step: _Step
@@ -212,8 +213,11 @@ class OverLink:
 
     def _up(
         self, op: Op, replies: Replies, program: Program, key: rng.Key, step: _Step, busy: dict[int, float]
-    ) -> dict[int, Reply]:
+    ) -> Replies:
         """Codes and sends the replies; gives those that came through whole."""
+        made_alike = None if self._is_coded(replies, program) else frames.pack(op, key.round, replies)
+        if made_alike is not None and made_alike.num_bytes <= frame.MAX_BYTES:
+            return self._up_alike(made_alike, replies, key, step)
         answers: dict[int, Reply] = {}
         voted: dict[int, tuple[tuple[str, ...], Floats]] = {}
         for device, reply in replies:
@@ -246,10 +250,34 @@ class OverLink:
                 voted[device] = made.names, whole[UPDATE].numpy()
             whole = self.updates.came_up(made, wanted, whole, device, own=reply.coded is not None)
             answers[device] = Reply(whole, got.weight, got.metrics)
-        return self.updates.decided(answers, voted)
+        return gather(self.updates.decided(answers, voted))
+
+    def _is_coded(self, replies: Replies, program: Program) -> bool:
+        """Tells whether replies may be anything but a model's tensors as they are."""
+        is_plain = replies.tree.keys() <= program.initial.keys() and replies.metrics.keys() <= set(_METRICS)
+        return self.updates.is_on or bool(replies.coded) or not is_plain
+
+    def _up_alike(self, made: Frames, replies: Replies, key: rng.Key, step: _Step) -> Replies:
+        """Sends replies whose frames are of one layout; gives those that came through whole."""
+        kept, sound = list[int](), made.sound.tolist()
+        for place, device in enumerate(replies.devices):
+            if self.spending.is_empty(device):
+                continue
+            step.answered += 1
+            tries, arrived = self._tries(key, device, made.num_bytes, up=True)
+            self._charge(made.data[place].data, made.kinds, device, tries, key, step, up=True)
+            if not arrived or self.spending.is_empty(device):
+                continue
+            if sound[place]:
+                kept.append(place)
+            else:
+                self.ledger.refused += 1
+                step.refused += 1
+        whole = Replies(replies.devices, made.tree, torch.zeros_like(replies.rows), replies.weight, replies.metrics)
+        return whole if len(kept) == len(replies) else whole.of_places(kept)
 
     def _charge(
-        self, data: bytes, kinds: Kinds, device: int, tries: int, key: rng.Key, step: _Step, *, up: bool
+        self, data: bytes | memoryview, kinds: Kinds, device: int, tries: int, key: rng.Key, step: _Step, *, up: bool
     ) -> None:
         """Charges a frame as often as it was sent."""
         total, radio = self.ledger.kinds_up if up else self.ledger.kinds_down, self._conditions(device)
@@ -257,7 +285,7 @@ class OverLink:
             total[str(kind)] = total.get(str(kind), 0) + tries * num
         step.seconds[device] += self.spending.carry(device, radio, len(data), tries, up=up)
         if self.log is not None:
-            self.log(key.round, up, data * tries)
+            self.log(key.round, up, bytes(data) * tries)
 
     def _is_there(self, device: int) -> bool:
         """Tells whether a device can be asked: it is in coverage, and its battery isn't empty."""

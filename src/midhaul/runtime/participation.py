@@ -104,10 +104,13 @@ class Participation:
         given = [gather({}) for _ in parts]
         there: dict[int, Part] = {}
         for number, (message, devices) in enumerate(parts):
-            places = [place for place, device in enumerate(devices) if self._takes_part(device, message, key)]
+            if self._waits_for_all(key):
+                places, near, part = list(range(len(devices))), list(devices), message
+            else:
+                places = [place for place, device in enumerate(devices) if self._takes_part(device, message, key)]
+                near, part = [devices[place] for place in places], message.of_places(places)
             if places:
-                near = [devices[place] for place in places]
-                there[number] = self._shortened(message.of_places(places), near, key), near
+                there[number] = self._shortened(part, near, key), near
         self.seconds = {}
         if there:
             asked = [device for _, near in there.values() for device in near]
@@ -144,6 +147,11 @@ class Participation:
         """Gives how many times its seconds a device takes, the same for the whole run."""
         spread = self.kit.config.fleet.speed_spread
         return math.exp(spread * float(rng.normal(rng.key(seed, 0, device, rng.Use.SPEED), 1)[0])) if spread else 1.0
+
+    def _waits_for_all(self, key: rng.Key) -> bool:
+        """Tells whether nobody can be absent, late or out of time in this round."""
+        fleet = self.kit.config.fleet
+        return not key.round or not (self._late or fleet.dropout or fleet.round_deadline_s)
 
     def _takes_part(self, device: int, message: Message, key: rng.Key) -> bool:
         fleet = self.kit.config.fleet
@@ -195,11 +203,11 @@ class Participation:
         """Moves the clock on by the slowest device of a step, or to the deadline."""
         speeds = {device: self.speed(device, key.seed) for device in self.fleet.seconds}
         self.seconds = {d: (air * speeds[d], busy * speeds[d]) for d, (air, busy) in self.fleet.seconds.items()}
-        deadline, longest = self._deadline(key), 0.0
-        for device, spent in self.seconds.items():
-            before = self._elapsed.get(device, 0.0)
-            self._elapsed[device] = before + sum(spent)
-            longest = max(longest, min(self._elapsed[device], deadline) - before)
+        deadline, longest, elapsed = self._deadline(key), 0.0, self._elapsed
+        for device, (air, busy) in self.seconds.items():
+            before = elapsed.get(device, 0.0)
+            after = elapsed[device] = before + (air + busy)
+            longest = max(longest, (after if after < deadline else deadline) - before)
         self.ledger.simulated_seconds += longest
 
     def _deadline(self, key: rng.Key) -> float:
@@ -208,6 +216,8 @@ class Participation:
     def _in_time(self, replies: Replies, key: rng.Key) -> Replies:
         """Gives the replies of those that the round waits for."""
         deadline = self._deadline(key)
+        if deadline == math.inf:
+            return replies
         places = [place for place, device in enumerate(replies.devices) if self._elapsed[device] <= deadline]
         self.ledger.absent += len(replies) - len(places)
         return replies if len(places) == len(replies) else replies.of_places(places)
