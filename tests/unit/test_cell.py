@@ -254,6 +254,10 @@ def test_devices_that_move_keep_their_speed_and_stay() -> None:
         late = layout.moved(1, devices, start, 2.0, 5000.0, how, 100.0)
         assert np.abs(late).max() <= 100.0
     assert (layout.moved(1, devices, start, 2.0, 50.0, "static", 100.0) == start).all()
+    # A walk of 128 legs of 20 s, and back by the same way.
+    there, back = (layout.moved(1, devices, start, 2.0, time, "wander", 1e6) for time in (900.0, 2 * 2560.0 - 900.0))
+    assert there == pytest.approx(back)
+    assert layout.moved(1, devices, start, 2.0, 1e9, "wander", 100.0).shape == (50, 2)
 
 
 def test_power_control_makes_up_for_a_share_of_the_loss() -> None:

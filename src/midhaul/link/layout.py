@@ -21,7 +21,7 @@ SECTOR_DEG = (30.0, 150.0, 270.0)
 ELEMENT_DBI, BEAM_DEG, MOST_DB = 8.0, 65.0, 30.0
 TILT_DEG = 0.0  # downwards; the element of table 7.3-1 looks straight ahead
 TURN_S = 20.0  # how long a device that wanders walks before it turns
-MAX_LEGS = 200_000
+MOST_LEGS = 128  # that it makes before it goes home by the same way
 _TRIES = 64
 
 
@@ -91,7 +91,8 @@ def heights_m(draws_DN: Doubles, indoors: npt.NDArray[np.bool_], height_m: float
 def moved(
     seed: int, devices: Ints, start_D2: Doubles, speed_m_s: float, time_s: float, how: str, reach_m: float
 ) -> Doubles:
-    """Gives where devices are at a time: `line` goes straight on, `wander` turns every 20 s, both are turned back.
+    """Gives where devices are at a time: `line` goes straight on; `wander` turns every 20 s, and after 43 minutes goes
+    home by the way that it came.
 
     A device that would leave the disc of `reach_m` around the site is reflected by the sides of the square around it.
     Where it is depends on the seed, its number and the time alone. Shapes: [D, 2] -> [D, 2].
@@ -102,21 +103,12 @@ def moved(
         way = 2.0 * math.pi * rng.uniform_of(rng.words_of(seed, 0, devices, rng.Use.MOVE, 1))[:, 0]
         path = speed_m_s * time_s * np.stack([np.cos(way), np.sin(way)], axis=-1)
     else:
-        legs = int(time_s // TURN_S)
-        if legs * len(devices) > MAX_LEGS * 100:
-            raise ConfigError(
-                f"after {time_s:g} s {len(devices)} devices have turned {legs} times, which is more than is followed; "
-                "set link.mobility = 'line'"
-            )
-        path = np.zeros_like(start_D2)
-        for first in range(0, legs + 1, 256):
-            num = min(256, legs + 1 - first)
-            words = rng.words_of(seed, 1 + first // 256, devices, rng.Use.MOVE, num)
-            way = 2.0 * math.pi * rng.uniform_of(words)
-            lasts = np.full(num, TURN_S)
-            if first + num == legs + 1:
-                lasts[-1] = time_s - legs * TURN_S
-            path += speed_m_s * np.stack([(np.cos(way) * lasts).sum(1), (np.sin(way) * lasts).sum(1)], axis=-1)
+        out_s = MOST_LEGS * TURN_S
+        walk, phase_s = divmod(time_s, 2.0 * out_s)
+        phase_s = min(phase_s, 2.0 * out_s - phase_s)
+        way = 2.0 * math.pi * rng.uniform_of(rng.words_of(seed, 1 + int(walk), devices, rng.Use.MOVE, MOST_LEGS))
+        lasts = np.clip(phase_s - TURN_S * np.arange(MOST_LEGS), 0.0, TURN_S)
+        path = speed_m_s * np.stack([(np.cos(way) * lasts).sum(1), (np.sin(way) * lasts).sum(1)], axis=-1)
     return _folded(start_D2 + path, reach_m)
 
 
