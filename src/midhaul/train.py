@@ -32,16 +32,18 @@ from midhaul.runtime.drift import Watch
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.frame_log import FrameLog
 from midhaul.runtime.groups import kernels_of
-from midhaul.runtime.ledger import Ledger
+from midhaul.runtime.ledger import WHATS, Ledger
 from midhaul.runtime.over_link import OverLink
 from midhaul.runtime.participation import Participation
 from midhaul.runtime.spending import Spending, batteries
 from midhaul.server import Progress, Server
 from midhaul.tree import Tree
+from midhaul.units import format_joules, format_seconds
 
 Tell = Callable[[str], None]
 Summary = dict[str, Any]
 _FLIGHT, _CHOICE = "flight/", "choice/"
+_TARGET = ("round", "seconds", "joules", "uplink_bytes", "downlink_bytes")
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ class _Run:
         self.tested = AsDelivered(plant.engine, coder, config.scheme.batch) if coder else plant.engine
         self.wall_s, self.train_s = 0.0, 0.0
         self.scores: Summary = {}
+        self.target: Summary = {"accuracy": config.run.target_accuracy} | dict.fromkeys(_TARGET)
         self.start: Summary = {}  # the accuracies before the first round, where the scheme tests its large model
         self.firmware = plant.engine if isinstance(plant.engine, Firmware) else None
         if self.firmware is not None:
@@ -180,6 +183,7 @@ class _Run:
             due = last or number % config.run.evaluate_every == 0
             scores = self._evaluate(server, number) if due else None
             self.wall_s += time.perf_counter() - began
+            self._reach(number, scores)
             self._line(number, scores, metrics)
             if number == done + 1:
                 self._tell_kernels()
@@ -218,6 +222,19 @@ class _Run:
             self.scores["large_accuracy"] = float(large.metrics["correct"].sum() / large.metrics["rows"].sum())
         return self.scores
 
+    def _reach(self, number: int, scores: Summary | None) -> None:
+        """Notes what the run had cost when it first was as accurate as it was to become."""
+        wanted = self.target["accuracy"]
+        if scores is None or not wanted or self.target["round"] is not None or scores["accuracy"] < wanted:
+            return
+        spent = self.ledger
+        each = (number, spent.simulated_seconds, spent.device_joules, spent.uplink_bytes, spent.downlink_bytes)
+        self.target |= dict(zip(_TARGET, each, strict=True))
+        self.tell(
+            f"{100 * wanted:g} % reached in round {number}: {format_joules(spent.device_joules)} of all devices, "
+            f"{format_seconds(spent.simulated_seconds)} of simulated time"
+        )
+
     def _drift(self) -> None:
         """Gives the devices the rows that they have from now on."""
         assert self.plant.after is not None
@@ -240,6 +257,7 @@ class _Run:
                 setattr(self.ledger, field.name, scalars["ledger"][field.name])
             self.wall_s, self.train_s = float(scalars["wall_s"]), float(scalars["train_s"])
             self.scores, self.start = dict(scalars["scores"]), dict(scalars["start"])
+            self.target = dict(scalars["target"])
             size = int(scalars["metrics_bytes"])
             if self.firmware is not None:
                 self.firmware.events = [dict(event) for event in scalars["device_events"]]
@@ -274,6 +292,7 @@ class _Run:
             "train_s": self.train_s,
             "scores": self.scores,
             "start": self.start,
+            "target": self.target,
             "metrics_bytes": (self.out / "metrics.jsonl").stat().st_size,
         }
         devices = self.plant.engine.dump()
@@ -366,6 +385,7 @@ class _Run:
             "air_seconds": ledger.air_seconds,
             "compute_seconds": ledger.compute_seconds,
             "simulated_seconds": ledger.simulated_seconds,
+            "target": self.target if self.target["accuracy"] else None,
             "device_joules": ledger.device_joules,
             "device_flash_bytes": plant.need.flash_bytes,
             "device_sram_bytes": plant.need.sram_bytes,
@@ -376,6 +396,7 @@ class _Run:
             "device_updates_per_s": ledger.updates / self.train_s if self.train_s > 0 else 0.0,
             "model_sha256": tree.sha256(everything),
             "kinds": {"up": ledger.kinds_up, "down": ledger.kinds_down},
+            "spent": _spent(plant, ledger),
             "absent": ledger.absent,
             "uncovered": ledger.uncovered,
             "refused_replies": ledger.refused + sum(event["what"] == "refused" for event in events),
@@ -401,6 +422,15 @@ class _Run:
     def _write(self, name: str, data: bytes) -> None:
         if self.out is not None:
             checkpoint.write(self.out / name, data)
+
+
+def _spent(plant: Plant, ledger: Ledger) -> Summary:
+    """Gives where the joules and seconds of each training device went, and the round in which its battery was empty."""
+    devices = plant.engine.devices
+    parts: Summary = {"names": [_device_name(device, plant) for device in devices]}
+    for name, each in (("joules", ledger.joules_of), ("seconds", ledger.seconds_of)):
+        parts[name] = {what: [each[what].get(str(device), 0.0) for device in devices] for what in WHATS}
+    return {**parts, "gone": [ledger.gone.get(str(device)) for device in devices]}
 
 
 def _choosing(plant: Plant) -> Choosing | None:

@@ -729,3 +729,59 @@ def test_devices_that_differ_are_shown_by_group(tmp_path: Path) -> None:
     broken = make_run(tmp_path / "c", "fedavg", 0, groups=[{**KINDS_OF_DEVICES[0], "width": "wide"}])
     with pytest.raises(CheckpointError, match="'width' is 'wide'"):
         report.write([broken], tmp_path / "c.html")
+
+
+SPENT = {
+    "names": ["a", "b", "c"],
+    "joules": {"compute": [1.0, 2.0, 0.5], "transmit": [4.0, 1.0, 0.5], "receive": [0.0] * 3, "idle": [0.1] * 3},
+    "seconds": {"compute": [1.0, 2.0, 1.0], "transmit": [2.0, 3.0, 1.0], "receive": [0.0] * 3, "idle": [5.0, 0, 9.0]},
+    "gone": [None, 3, None],
+}
+
+
+def test_where_joules_went_and_what_an_accuracy_cost_is_told(tmp_path: Path) -> None:
+    costs = {"round": 4, "seconds": 90.0, "joules": 2.5, "uplink_bytes": 1024, "downlink_bytes": 1024}
+    reached = {"accuracy": 0.6, **costs}
+    missed = {"accuracy": 0.6, **dict.fromkeys(costs)}
+    folders = [
+        make_run(tmp_path / f"seed{seed}", "fedavg", seed, spent=SPENT, target=target)
+        for seed, target in enumerate((reached, missed))
+    ]
+    lines = report.table(folders).splitlines()
+    assert "fedavg  60 %   1 of 2       4     90.0    2.50   2.0K" in lines
+    told = report.write(folders, tmp_path / "report.html").read_text(encoding="utf-8")
+    for text in (
+        "What the accuracy cost",
+        "Where joules and seconds went",
+        "60 % of 9.3 J went into sending.",
+        "since round 3",
+    ):
+        assert text in told
+    assert told.count('aria-label="Where the') == 2
+    alone = report.table(folders[1:]).splitlines()
+    assert "fedavg  60 %   0 of 1       -        -       -      -" in alone
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"spent": {**SPENT, "gone": [None]}},
+        {"spent": {**SPENT, "joules": {**SPENT["joules"], "idle": [-1.0, 0.0, 0.0]}}},  # type: ignore[dict-item]
+        {"spent": "all"},
+        {"target": {"accuracy": 2.0}},
+        {
+            "target": {
+                "accuracy": 0.5,
+                "round": 1,
+                "seconds": "long",
+                "joules": 1,
+                "uplink_bytes": 1,
+                "downlink_bytes": 1,
+            }
+        },
+    ],
+)
+def test_what_no_run_writes_of_its_costs_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", "fedavg", 0, **wrong)
+    with pytest.raises(CheckpointError, match="isn't as a run writes it"):
+        report.table([folder])

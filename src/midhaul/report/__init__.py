@@ -9,6 +9,7 @@ from pathlib import Path
 from midhaul.errors import MidhaulError
 from midhaul.report import page
 from midhaul.report.groups import Gains, Row, read_studies
+from midhaul.report.spent import ToTarget
 from midhaul.units import format_bytes
 
 __all__ = ["Row", "rows", "table", "write"]
@@ -16,6 +17,7 @@ __all__ = ["Row", "rows", "table", "write"]
 WIDTH = 80
 _HEADINGS = ("scheme", "accuracy %", "up", "down", "joules", "SRAM", "flash", "air s", "wall s")
 _GAINS = ("scheme", "tiny: first %", "last %", "gain", "large: first %", "last %", "gain")
+_TARGET = ("scheme", "to", "reached", "rounds", "seconds", "joules", "bytes")
 _NOTE = """\
 Mean over seeds +- standard deviation. Up, down, joules: all devices together.
 SRAM, flash: one device. K = 1024 bytes."""
@@ -37,6 +39,8 @@ def table(runs: Sequence[Path]) -> str:
         lines = _aligned([_HEADINGS, *(_cells(row) for row in study.rows())])
         if gained := [_gain_cells(row.label, row.gains) for row in study.rows() if row.gains]:
             lines += ["", *_aligned([_GAINS, *gained])]
+        if aimed := [_target_cells(row.label, row.to_target) for row in study.rows() if row.to_target]:
+            lines += ["", *_aligned([_TARGET, *aimed])]
         blocks.append("\n".join([f"data: {study.data}"[:WIDTH], *lines]))
     return "\n\n".join([*blocks, _NOTE])
 
@@ -80,6 +84,15 @@ def _gain_cells(label: str, gains: Gains) -> tuple[str, ...]:
     shown = [f"{100 * share:.1f}" for share in shares]
     shown[2], shown[5] = f"{100 * gains.tiny:+.1f}", f"{100 * gains.large:+.1f}"
     return (label, *shown)
+
+
+def _target_cells(label: str, cost: ToTarget) -> tuple[str, ...]:
+    """Gives what an accuracy cost; seconds are simulated, joules and bytes those of all devices, means over seeds."""
+    reached = f"{cost.num_reached} of {cost.num_seeds}"
+    if cost.round is None or cost.seconds is None or cost.joules is None or cost.bytes is None:
+        return (label, f"{100 * cost.accuracy:g} %", reached, "-", "-", "-", "-")
+    told = (f"{cost.round:.0f}", _plain(cost.seconds), _plain(cost.joules), _short_bytes(cost.bytes))
+    return (label, f"{100 * cost.accuracy:g} %", reached, *told)
 
 
 def _aligned(cells: Sequence[tuple[str, ...]]) -> list[str]:

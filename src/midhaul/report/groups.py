@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midhaul.errors import CheckpointError
+from midhaul.report import spent
 from midhaul.report.runs import KINDS, Round, Run, read_run
+from midhaul.report.spent import ToTarget
 
 LABEL_CHARACTERS = 22
 # Settings that leave what is learned and what it costs as they are; runs that differ only in these are one group.
@@ -103,6 +105,7 @@ class Row:
     air_seconds: float
     wall_seconds: float
     gains: Gains | None = None
+    to_target: ToTarget | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ def _row(data: str, group: Group) -> Row:
         air_seconds=group.mean(lambda run: run.air_seconds),
         wall_seconds=group.mean(lambda run: run.wall_seconds),
         gains=_gains(group),
+        to_target=spent.to_target([run.target for run in group.runs]),
     )
 
 

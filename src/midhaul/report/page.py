@@ -8,7 +8,7 @@ import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from midhaul.report import cells, charts, maps
+from midhaul.report import bars, cells, charts, maps, spent
 from midhaul.report.cells import CellMap
 from midhaul.report.css import CSS
 from midhaul.report.groups import Group, Row, Study, differing
@@ -55,10 +55,17 @@ def _study(study: Study, name: str, with_heading: bool) -> str:
     parts += [f"<p><b>{_e(head)}.</b> {_e(text)}</p>" for head, text in what_was_run(study).items()]
     parts.append("</div>")
     parts += ["<h2>Results</h2>", f'<p class="lead">{_e(findings(rows, study.groups))}</p>']
-    parts += [_summary(study, rows, looks), _gains(rows, looks), "<h2>Accuracy, and what it costs</h2>", legend]
+    parts += [
+        _summary(study, rows, looks),
+        _aimed(rows, looks),
+        _gains(rows, looks),
+        "<h2>Accuracy, and what it costs</h2>",
+        legend,
+    ]
     parts += [_accuracy(study, looks, name), _each_device(study, looks)]
     parts += ["<h2>Memory of a device</h2>", _memory(study, looks, name)]
     parts += ["<h2>What crossed the link</h2>", _crossed(study, name)]
+    parts.append(_went(study, looks, name))
     parts.append(_in_cells(study, looks, name))
     parts.append(_together(study, looks, name))
     if not several:
@@ -147,6 +154,73 @@ def _crossed(study: Study, name: str) -> str:
     return (
         f'<p>{_e(crossing(study.groups))}</p>{legend}<div class="grid">{"".join(figures)}</div>'
         f"<details><summary>Bytes of each kind</summary>{table}</details>"
+    )
+
+
+def _aimed(rows: Sequence[Row], looks: dict[str, Style]) -> str:
+    """Gives what it cost to become as accurate as the runs were to become."""
+    lines = []
+    for row in rows:
+        if (cost := row.to_target) is None:
+            continue
+        known = cost.round is not None and cost.seconds is not None and cost.joules is not None
+        told = ["not reached", "", "", ""]
+        if known and cost.bytes is not None:
+            told = [
+                f"{cost.round:.0f}",
+                format_seconds(cost.seconds or 0.0),
+                format_joules(cost.joules or 0.0),
+                format_bytes(cost.bytes),
+            ]
+        reached = f"{cost.num_reached} of {cost.num_seeds}"
+        lines.append([_label(row.label, looks), f"{100 * cost.accuracy:g}", reached, *told])
+    if not lines:
+        return ""
+    heads = ["scheme", "accuracy (%)", "seeds that reached it", "round", "simulated time", "energy", "bytes"]
+    note = (
+        "When a test first was as accurate, and what the run had cost by then, means over the seeds that got there. "
+        "Simulated time is that of the run's clock: computing, waiting for the band, time on the air, up to the "
+        "slowest device or the deadline of each round. Energy and bytes: all devices together."
+    )
+    return f'<h2>What the accuracy cost</h2>{_table(heads, lines, (0,))}<p class="note">{note}</p>'
+
+
+def _went(study: Study, looks: dict[str, Style], name: str) -> str:
+    """Gives where joules and seconds went, a line a group, and a bar a device of each group's first run."""
+    lines, figures = [], []
+    for number, group in enumerate(study.groups):
+        run = group.runs[0]
+        if run.spent is None:
+            continue
+        joules, seconds = ({w: sum(part[w]) for w in spent.WHATS} for part in (run.spent.joules, run.spent.seconds))
+        both = [f"{format_joules(joules[w])}<br><small>{format_seconds(seconds[w])}</small>" for w in spent.WHATS]
+        lines.append([_label(group.label, looks), *both, f"{run.spent.num_gone:,}"])
+        drawn = [(of, bars.devices(run.spent, of, f"{name}-{of}{number}")) for of in ("joules", "seconds")]
+        captions = {
+            "joules": f"{spent.about(run.spent)} Red marks: the battery is empty.",
+            "seconds": "What each device did, in simulated seconds, the busiest first.",
+        }
+        shown = "".join(_figure(svg, captions[of]) for of, svg in drawn if svg)
+        many = len(study.groups) > 1 or len(group.runs) > 1
+        of_run = f"{_label(group.label, looks)}, seed {run.seed}" if many else ""
+        figures.append(
+            f'<details><summary>{of_run}</summary><div class="grid">{shown}</div></details>'
+            if len(study.groups) > 1
+            else f'<p>{of_run}</p><div class="grid">{shown}</div>'
+            if of_run
+            else f'<div class="grid">{shown}</div>'
+        )
+    if not lines:
+        return ""
+    heads = ["scheme", *(bars.WORDS[what] for what in spent.WHATS), "gone"]
+    note = (
+        "Energy and simulated seconds of all devices together, of the first seed; resting is counted where radios have "
+        "states (link.energy). Gone: devices whose battery is empty."
+    )
+    legend = _legend((bars.WORDS[what], _block(bars.COLOURS[what], bars.HATCHES[what])) for what in spent.WHATS)
+    return (
+        f'<h2>Where joules and seconds went</h2>{_table(heads, lines, (0,))}<p class="note">{note}</p>{legend}'
+        f"{''.join(figures)}"
     )
 
 
@@ -416,11 +490,15 @@ def _swatch(look: Style) -> str:
 
 
 def _patch(kind: str) -> str:
-    hatch = _HATCH_LINES.get(KIND_HATCHES.get(kind, " ")[0])
+    return _block(KIND_COLOURS[kind], KIND_HATCHES.get(kind, ""))
+
+
+def _block(colour: str, hatches: str) -> str:
+    hatch = _HATCH_LINES.get(hatches[:1])
     over = f'<path d="{hatch}" stroke="#fff" stroke-width="1"/>' if hatch else ""
     return (
         f'<svg class="key" viewBox="-9 -6 18 12" aria-hidden="true"><rect x="-9" y="-6" width="18" height="12" '
-        f'fill="{KIND_COLOURS[kind]}"/>{over}</svg>'
+        f'fill="{colour}"/>{over}</svg>'
     )
 
 

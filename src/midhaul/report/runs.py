@@ -11,8 +11,9 @@ from typing import Any
 from midhaul import config
 from midhaul.errors import CheckpointError
 from midhaul.message import Kind
-from midhaul.report import cells
+from midhaul.report import cells, spent
 from midhaul.report.cells import CellMap
+from midhaul.report.spent import Spent, Target
 
 KINDS: tuple[str, ...] = (*(kind.value for kind in Kind), "header")
 GATES = ("probability", "entropy", "margin", "learned")
@@ -166,6 +167,8 @@ class Run:
     rounds: tuple[Round, ...]
     cascade: Cascade | None = None  # None where the two weren't asked to answer together
     cell: CellMap | None = None  # None where the devices were in none
+    spent: Spent | None = None  # None in runs from before it was kept
+    target: Target | None = None  # None where the run had none
 
 
 def read_run(path: Path) -> Run:
@@ -218,6 +221,8 @@ def read_run(path: Path) -> Run:
         rounds=_rounds(path / "metrics.jsonl"),
         cascade=_cascade(path / "cascade.json") if (path / "cascade.json").exists() else None,
         cell=_cell(path / "cell.json") if (path / "cell.json").exists() else None,
+        spent=spent.read(summary.table["spent"], summary.where) if "spent" in summary.table else None,
+        target=spent.read_target(summary.table.get("target"), summary.where),
     )
     last = run.rounds[-1]
     if (last.round, last.uplink_bytes, last.downlink_bytes) != (run.num_rounds, run.uplink_bytes, run.downlink_bytes):
