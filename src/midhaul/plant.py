@@ -36,13 +36,14 @@ from midhaul.models.rates import WithRates
 from midhaul.program import Examples, Population, Program
 from midhaul.runtime import choosing, drift, firmware, participation
 from midhaul.runtime.blobs import DeviceBlobs
-from midhaul.runtime.cluster import Cluster, Workers
+from midhaul.runtime.cluster import Cluster
 from midhaul.runtime.coding import Coding, plan_coding
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.groups import Groups
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.places import places
 from midhaul.runtime.stacked import Stacked
+from midhaul.runtime.workers import Workers
 from midhaul.schemes import SCHEMES
 from midhaul.server import Progress, Server
 

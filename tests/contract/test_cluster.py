@@ -21,10 +21,12 @@ from midhaul.kit import Kit
 from midhaul.message import Message, Op, Replies
 from midhaul.program import Population, Program
 from midhaul.runtime import cluster, lent
-from midhaul.runtime.cluster import Cluster, Workers
+from midhaul.runtime import workers as processes
+from midhaul.runtime.cluster import Cluster
 from midhaul.runtime.groups import Groups
 from midhaul.runtime.lent import Arrays, Done
 from midhaul.runtime.stacked import Job, Stacked
+from midhaul.runtime.workers import Workers
 from midhaul.schemes import SCHEMES
 from midhaul.server import Server
 from midhaul.tree import Tree
@@ -75,7 +77,7 @@ class Store:
 def workers() -> Iterator[Workers]:
     """Two workers on a Ray that takes itself to have eight cores, for all tests of this file."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    os.environ.update(cluster._QUIET)
+    os.environ.update(processes.QUIET)
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     made = Workers(2, retries=1)
     made.open()
@@ -257,8 +259,15 @@ def test_more_workers_than_cores_are_refused(workers: Workers, tmp_path: Path) -
         Workers(0, threads=64).open()
 
 
+def test_an_address_where_nothing_answers_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = Workers(2, "ray://127.0.0.1:1")
+    monkeypatch.setattr(lost.ray, "is_initialized", lambda: False)
+    with pytest.raises(ConfigError, match=r"can't be reached at ray://127\.0\.0\.1:1 .*refused.*; check run\.address"):
+        lost.open()
+
+
 def test_another_midhaul_on_a_machine_is_refused(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "fingerprint", lambda: "another")
+    monkeypatch.setattr(processes, "fingerprint", lambda: "another")
     with pytest.raises(EngineError, match="has another midhaul, torch or Python"):
         Workers(1).open()
 
