@@ -133,6 +133,7 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--devices", default="", metavar="LIST", help="where devices are, for run.devices: qemu:cortex-m4*4,host:*3"
     )
+    command.add_argument("--memory", default="", metavar="4GB", help="what the whole run may take, for run.memory")
     command.add_argument("--workers", type=int, default=None, metavar="N", help="engine cluster: for run.workers")
     command.add_argument(
         "--address", default="", metavar="auto|HOST:PORT|ray://...", help="engine cluster: where, for run.address"
@@ -410,8 +411,8 @@ def _report(chosen: argparse.Namespace) -> None:
 
 def _config(chosen: argparse.Namespace) -> Config:
     table = config.override(config.read_table(chosen.config), chosen.set)
-    options = {name: getattr(chosen, name) for name in ("engine", "devices", "workers", "address")}
-    given = [f"run.{name}={value}" for name, value in options.items() if value not in ("", None)]
+    options = {name: getattr(chosen, name) for name in ("engine", "devices", "memory", "workers", "address")}
+    given = [f"run.{name}={json.dumps(value)}" for name, value in options.items() if value not in ("", None)]
     settings = config.from_table(config.override(table, given), where=str(chosen.config))
     if chosen.devices and settings.run.engine != "firmware":
         raise ConfigError(f"--devices is for --engine firmware, and the engine is {settings.run.engine}; add --engine")

@@ -476,7 +476,9 @@ class RunConfig:
         "workers on this machine, which end with the run",
     )
     memory: str = option(
-        "1GB", "how much memory the stacked engine, or a worker of the cluster, may use for a chunk of devices"
+        "auto",
+        "what the whole run may take of memory, such as 4GB: as many devices are trained at once as fit beside the "
+        "data (engine cluster: in each worker); auto: 1 GB for these",
     )
     threads: int = option(0, "torch threads; 0: as torch has it, and one for a worker of the cluster", low=0, high=1024)
     kernels: str = option(

@@ -144,7 +144,7 @@ def _fit(program: Program, state: State, message: Message, key: rng.Key) -> tupl
     data = _to_fit(state, message)
     if settings.get("seeds"):
         return state, _walk(program, start, data, message, key)
-    end, metrics = _descend(program, start, data, message.tree.get("logits"), settings, key)
+    end, metrics = descend(program, start, data, message.tree.get("logits"), settings, key)
     sent = program.sendable(str(settings.get("send", "none")))
     if float(settings.get("clip", 0.0)):
         end = clip_update(end, start, sent, float(settings["clip"]))
@@ -188,7 +188,7 @@ def _adapt(program: Program, state: State, message: Message, key: rng.Key) -> tu
     end = start
     rows = state.data.train if message.settings.get("rows") == "train" else state.data.adapt
     if len(rows):
-        end, _ = _descend(program, start, rows, None, message.settings, key)
+        end, _ = descend(program, start, rows, None, message.settings, key)
     return state, _score(program, end, state.data.test, message)
 
 
@@ -252,7 +252,7 @@ def _predict(program: Program, state: State, message: Message, key: rng.Key) -> 
     return state, Reply({"logits": logits.detach()}, float(len(x)), {"rows": float(len(x))})
 
 
-def _descend(
+def descend(
     program: Program, start: Tree, data: Examples, soft: Tensor | None, settings: Settings, key: rng.Key
 ) -> tuple[Tree, dict[str, float]]:
     """Trains the slice `train` and gives the whole tree after it, with the mean loss of the rows seen."""

@@ -34,7 +34,7 @@ from midhaul.models.int8 import Int8Front
 from midhaul.models.prepare import Prepared, prepare
 from midhaul.models.rates import WithRates
 from midhaul.program import Examples, Population, Program
-from midhaul.runtime import choosing, drift, firmware, participation
+from midhaul.runtime import choosing, drift, firmware, memory, participation
 from midhaul.runtime.blobs import DeviceBlobs
 from midhaul.runtime.cluster import Cluster
 from midhaul.runtime.coding import Coding, plan_coding
@@ -336,10 +336,11 @@ def _engine(kit: Kit, scheme: Scheme, population: Population, workers: Workers |
             )
         return _firmware(kit, scheme, groups[0].program, population, groups[0].board)
 
+    memory_bytes = _chunk_bytes(kit, population)
+
     def build(program: Program, population: Population) -> Loop | Stacked | Cluster:
         if run.engine == "loop":
             return Loop(program, population)
-        memory_bytes = settings.parse_bytes(run.memory)
         if workers is not None:
             return Cluster(program, population, workers, memory_bytes, run.kernels)
         return Stacked(program, population, memory_bytes, run.kernels)
@@ -433,8 +434,15 @@ def _firmware(kit: Kit, scheme: Scheme, program: Program, population: Population
         found,
         seed=run.seed,
         deadline_s=config.fleet.deadline_s,
-        memory_bytes=settings.parse_bytes(run.memory),
+        memory_bytes=_chunk_bytes(kit, population),
     )
+
+
+def _chunk_bytes(kit: Kit, population: Population) -> int:
+    """Gives what the engine may take for devices at work, of what the whole run may."""
+    modules = [kit.program.module, *([kit.large] if kit.large is not None else [])]
+    models = sum(value.numel() * value.element_size() for module in modules for value in module.parameters())
+    return memory.chunk_bytes(kit.config.run.memory, population, models)
 
 
 def _in_int8(kit: Kit, scheme: Scheme, shape: tuple[int, ...]) -> Kit:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from midhaul.errors import EngineError, SliceError
-from midhaul.models import slices
+from midhaul.models import count, slices
+from midhaul.models.count import LayerCost
 from midhaul.models.norm import FedBatchNorm
 from midhaul.tree import Tree
 
@@ -200,6 +201,11 @@ class Program:
         if self.tail is not None:
             whole.update({f"tail.{name}": value for name, value in self.tail.named_parameters()})
         return {name: value.detach().clone() for name, value in whole.items()}
+
+    @cached_property
+    def layers(self) -> tuple[LayerCost, ...]:
+        """What each layer of the module costs for one row."""
+        return count.layers(self.module, self.input_shape)
 
     def names(self, spec: str) -> tuple[str, ...]:
         """Gives the names of the parameters of a slice: none, whole, front, tail, or what `models.slices` knows."""

@@ -121,6 +121,7 @@ def test_every_scheme_runs_from_a_config(name: str, config: Path, tmp_path: Path
         ("tiny.options.width=3", "has no option 'width'"),
         ("scheme.slice=tail", "there is no slice 'tail'"),
         ("run.memory=lots", "is not a size"),
+        ("run.memory=10MB", "before a device is trained"),
     ],
 )
 def test_one_sentence_and_exit_code_2(
@@ -137,6 +138,8 @@ def test_one_sentence_and_exit_code_2(
             "run.engine is 'firmwear', which is not one of its choices; did you mean 'firmware'?",
         ),
         (("--devices", "host:"), "--devices is for --engine firmware, and the engine is stacked"),
+        (("--memory", "4 potatoes"), "is not a size; write for example 512MB or 4GB"),
+        (("--memory", "1000"), "run.memory is 1000, and libraries, data and models take"),
         (
             ("--engine", "firmware", "--devices", "quemu:cortex-m4"),
             "isn't the address of a device; did you mean 'qemu'?",

@@ -18,12 +18,13 @@ from midhaul import directions, ops, rng, rules, tree
 from midhaul.errors import EngineError
 from midhaul.message import ROW_KINDS, Message, Op, Replies
 from midhaul.models import losses
-from midhaul.program import Indices, Population, Program
+from midhaul.program import Examples, Indices, Population, Program
 from midhaul.runtime import gradients
 from midhaul.runtime.native.call import Source
 from midhaul.runtime.native.kernels import Kernels
 from midhaul.tree import Tree
 
+ONE_BY_ONE_MACS = 20_000_000  # of a step with convolutions, above which devices are faster one by one
 FLAT_ROWS = 2048  # rows of one forward pass when all devices share their parameters
 
 
@@ -294,6 +295,8 @@ class Chunk:
         """Trains the slice `train` on every device; gives the tensors that changed [D, ...] and the mean losses [D]."""
         if self.fleet.kernels.refusal(self.message, self.source, trains=True) is None:
             return self.fleet.kernels.fit(self, soft)
+        if self._is_faster_one_by_one(max((len(rows) for rows in self.rows), default=0)):
+            return self._descend_each(soft)
         names = self.program.names(str(self.settings["train"]))
         plans = [self._plan(place) for place in range(len(self.devices))]
         # Longest first, so that the devices still at work in a step are the first ones.
@@ -329,6 +332,45 @@ class Chunk:
         back = torch.argsort(torch.tensor(order))
         result = {name: value[back] for name, value in {**now, **changing}.items()}
         return result, {"rows": seen[back], "loss": (total / seen.clamp(min=1.0))[back]}
+
+    def _descend_each(self, soft: Tensor | None) -> tuple[Tree, dict[str, Tensor]]:
+        """Does so device after device, as the slow engine does."""
+        ends, told = [], []
+        for place, device in enumerate(self.devices):
+            settings = self.message.for_device(place).settings
+            start = {name: self._stacked(name)[place] for name in self.program.initial}
+            own_key = rng.key(self.key.seed, self.key.round, device, rng.Use.BATCH)
+            own = self._examples(place)
+            logits = None if soft is None else soft[place][: len(own)]
+            end, found = ops.descend(self.program, start, own, logits, settings, own_key)
+            ends.append({name: end[name] for name in end if name in self._trained})
+            told.append(found)
+        metrics = {name: torch.tensor([t[name] for t in told], dtype=torch.float64) for name in ("rows", "loss")}
+        return tree.stack(ends), metrics
+
+    @property
+    def _trained(self) -> set[str]:
+        return {*self.program.names(str(self.settings["train"])), *self.program.personal}
+
+    def _examples(self, place: int) -> Examples:
+        """Gives the rows that a device works on."""
+        at = torch.from_numpy(self.rows[place])
+        if self.sent is not None:
+            return Examples(self.sent[at], torch.full((len(at),), -1))
+        return Examples(self.population.inputs(at), self._labels(at[None], [place])[0])
+
+    def _is_faster_one_by_one(self, num_rows: int) -> bool:
+        """Tells whether torch does devices faster one after another than side by side.
+
+        A convolution with weights of each device's own becomes one in groups, which torch computes more slowly than as
+        many plain ones; side by side only saves the fixed cost of each call. Where they meet was measured
+        (docs/performance.md): the stacked form is 1.5 times as fast at 14 million MACs a step (cnn1d), as fast at 17
+        million, and 1.3 times as slow at 27 million (dscnn).
+        """
+        if not any("Conv" in layer.kind for layer in self.program.layers):
+            return False
+        batch = min(int(self.settings.get("batch", 0)) or num_rows, num_rows)
+        return batch * sum(layer.macs for layer in self.program.layers) > ONE_BY_ONE_MACS
 
     def _descend_one(self, name: str, num: int, slope: Tensor, now: Tree, velocity: Tree, start: Tree) -> None:
         weight, before = now[name][:num], velocity[name][:num]
@@ -370,6 +412,8 @@ class Chunk:
         places, mask = _padded(self.rows)
         if not self.each and not (training and self.program.personal):
             return self._flat(mask)
+        if not training and self._is_faster_one_by_one(max((len(rows) for rows in self.rows), default=0)):
+            return self._outputs_each(mask)
         same = all(rows is self.rows[0] for rows in self.rows)
         x = self.population.inputs(places[0]) if same else self.population.inputs(places)
 
@@ -380,6 +424,19 @@ class Chunk:
         with torch.no_grad():
             out: Tensor = vmap(one, in_dims=(0, None, None if same else 0, 0))(each, self.shared, x, mask)
         return out * mask.reshape(*mask.shape, *[1] * (out.dim() - 2))
+
+    def _outputs_each(self, mask: Tensor) -> Tensor:
+        """Gives the outputs device after device."""
+        out: Tensor | None = None
+        for place, rows in enumerate(self.rows):
+            if not len(rows):
+                continue
+            own = {**self.shared, **{name: value[place] for name, value in self.each.items()}}
+            found = self._apply(own, self.population.inputs(torch.from_numpy(rows)))
+            out = found.new_zeros((*mask.shape, *found.shape[1:])) if out is None else out
+            out[place, : len(rows)] = found
+        assert out is not None, "somebody has rows, or the step would be small"
+        return out
 
     def _flat(self, mask: Tensor) -> Tensor:
         """Gives the outputs when all devices hold the same parameters: each row once, in large batches."""

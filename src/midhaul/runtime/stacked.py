@@ -16,9 +16,9 @@ from midhaul import ops, rng, tree
 from midhaul.errors import EngineError
 from midhaul.fleet import Part
 from midhaul.message import Message, Op, Replies, join
-from midhaul.models import adapters, count
+from midhaul.models import adapters
 from midhaul.program import Indices, Population, Program
-from midhaul.runtime import own
+from midhaul.runtime import memory, own
 from midhaul.runtime.chunk import Chunk, Orders, replies_of
 from midhaul.runtime.native.kernels import Kernels
 from midhaul.runtime.own import Own
@@ -54,7 +54,6 @@ class Stacked:
         self.own: dict[str, Own] = {}
         self.momentum: dict[str, Own] = {}
         self.stash: dict[int, Indices] = {}
-        self._activations: int | None = None
 
     @property
     def devices(self) -> tuple[int, ...]:
@@ -78,7 +77,7 @@ class Stacked:
         rows = self._rows(message, asked, key)
         # Devices with much to do stand together, so that little of a chunk is padding.
         order = sorted(range(len(asked)), key=lambda place: (-len(rows[place]), asked[place]))
-        size = self._chunk(message, max((len(r) for r in rows), default=1))
+        size = self._chunk(message, rows)
         work = [1 if "x" in message.tree else 1 + len(rows[place]) for place in order]
         shares: list[list[int]] = [[] for _ in range(num)]
         before, total = 0, sum(work)
@@ -218,13 +217,11 @@ class Stacked:
             self.stash.update(zip(asked, rows, strict=True))
         return rows
 
-    def _chunk(self, message: Message, most_rows: int) -> int:
-        """Gives how many devices may be trained at once within the memory that was granted."""
-        if self._activations is None:
-            layers = count.layers(self.program.module, self.program.input_shape)
-            self._activations = sum(layer.output_elements for layer in layers)
-        per_row = 4 * (3 * self._activations + 2 * int(np.prod(self.program.input_shape)))
-        batch = int(message.settings.get("batch", 0)) or most_rows
-        batch = most_rows if message.op in (Op.EVALUATE, Op.PREDICT, Op.ADAPT) else min(batch, most_rows)
-        per_device = 5 * tree.num_bytes(self.program.initial) + per_row * max(batch, 1)
-        return max(1, self.memory_bytes // max(per_device, 1))
+    def _chunk(self, message: Message, rows: list[Indices]) -> int:
+        """Gives how many devices may be worked for at once within the memory that was granted, less what is kept."""
+        kept = sum(len(own) * tree.num_bytes({name: self.program.initial[name]}) for name, own in self._kept())
+        return max(1, (self.memory_bytes - kept) // max(memory.device_bytes(self.program, message, rows), 1))
+
+    def _kept(self) -> list[tuple[str, Own]]:
+        """Gives what the devices have of their own, and its momentum."""
+        return [*self.own.items(), *self.momentum.items()]
