@@ -30,6 +30,7 @@ def test_a_run_in_a_cell_has_its_map_in_the_report(tmp_path: Path) -> None:
     assert len(written["x"]) == len(written["up_bps"]) == written["num_devices"] == 4
     text = report.write([tmp_path / "run"], tmp_path / "report.html").read_text()
     assert "<h2>The cell</h2>" in text
+    assert "its rates are those of a cell above roofs." in text
     assert "4 devices are in a cell above the roofs, with base stations 500 m apart." in text
     assert 'aria-label="Map of the cell"' in text
     assert 'aria-label="How fast the devices are"' in text

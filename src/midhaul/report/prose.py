@@ -30,6 +30,7 @@ _RADIOS = {
     "nb_iot": "NB-IoT cellular (nb_iot)",
     "cat_m1": "LTE-M cellular (cat_m1)",
     "redcap": "5G RedCap cellular (redcap)",
+    "nr_embb": "5G broadband cellular (nr_embb)",
     "wifi_esp32": "Wi-Fi (wifi_esp32)",
     "ethernet": "wired Ethernet (ethernet)",
     "uart": "a serial wire (uart)",
@@ -116,14 +117,27 @@ def _devices(runs: Sequence[Run]) -> str:
     for model in dict.fromkeys(name for name, _ in large):
         parameters = _span(number for name, number in large if name == model)
         told.append(f"Where a scheme has a large model, the server holds it: {model}, {parameters} parameters.")
-    for name in _each(runs, lambda run: str(run.settings.get("link.radio", ""))):
+    for name, where in dict.fromkeys(map(_link, runs)):
         radio = RADIOS.get(name)
-        if radio and math.isfinite(radio.up_bps):
+        if radio and where:
+            told.append(f"The link is {_RADIOS.get(name, name)}; {where}.")
+        elif radio and math.isfinite(radio.up_bps):
             title = _RADIOS.get(name, name)
             told.append(f"The link is {title}, {_rate(radio.up_bps)} up and {_rate(radio.down_bps)} down.")
         elif radio:
             told.append(f"The link is {name}: it takes no time and no energy.")
     return " ".join(told)
+
+
+def _link(run: Run) -> tuple[str, str]:
+    """Gives a run's radio, and what sets its rates where they aren't its own figures."""
+    where = {
+        "umi": "its rates are those of a cell in street canyons",
+        "uma": "its rates are those of a cell above roofs",
+    }
+    told = where.get(str(run.settings.get("link.cell", "none")), "")
+    told = "its rates follow measured traces" if run.settings.get("link.trace") else told
+    return str(run.settings.get("link.radio", "")), told
 
 
 def _counted(run: Run) -> list[str]:
