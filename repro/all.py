@@ -29,6 +29,7 @@ MODULES = tuple(
         "splitfed_fashion",
         "fedgkt_digits",
         "fedlite",
+        "update_bytes",
         "reptile_sine",
         "pfedme_mnist",
         "meta_omniglot",

@@ -62,6 +62,9 @@ typedef struct mh_device {
     mh_batch batch;
     uint64_t seed, ticks;
     uint32_t boots, frames_refused;
+    const uint8_t *owed_by; /* the slice whose coded update owes `owed` numbers, behind the blob's arena; see mh_owe */
+    uint32_t owed;
+    const uint8_t *base_of; /* the slice whose starting values are what it was last sent; NULL: none is */
     uint32_t borrowed[MH_MAX_PARAMS / 32], came[MH_MAX_PARAMS / 32]; /* a bit a parameter; came: with this message */
 } mh_device;
 

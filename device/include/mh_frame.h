@@ -40,7 +40,10 @@ enum mh_setting_number {
 enum mh_setting_type { MH_INT = 0, MH_FLOAT = 1, MH_TEXT = 2 };
 
 /* Numbers of dtypes on the wire, as frame._DTYPES. */
-enum mh_wire { MH_WIRE_F32, MH_WIRE_F16, MH_WIRE_BF16, MH_WIRE_I8, MH_WIRE_U8, MH_WIRE_I16, MH_WIRE_I32, MH_WIRE_I64 };
+enum mh_wire {
+    MH_WIRE_F32, MH_WIRE_F16, MH_WIRE_BF16, MH_WIRE_I8, MH_WIRE_U8, MH_WIRE_I16, MH_WIRE_I32, MH_WIRE_I64,
+    MH_WIRE_CODED /* a vector, whose data are so many bytes of its code; mh_frame_bytes reads them */
+};
 
 /* What a reader found wrong. The link's own statuses are above -10. */
 enum mh_frame_status {

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 /* What a stream is for, as rng.Use. */
-enum mh_use { MH_USE_BATCH = 2 };
+enum mh_use { MH_USE_BATCH = 2, MH_USE_CODE = 13 };
 
 /* Writes the Philox4x32-10 block of a counter under a 64-bit seed. out may be counter. */
 void mh_philox(const uint32_t counter[4], uint64_t seed, uint32_t out[4]);

@@ -29,6 +29,8 @@ void mh_device_open(mh_device *d, const uint8_t *blob) {
     memset(d->borrowed, 0, sizeof d->borrowed);
     memset(&d->batch, 0, sizeof d->batch);
     d->velocity = MH_VELOCITY_ZERO;
+    d->owed_by = d->base_of = 0;
+    d->owed = 0;
 }
 
 void mh_device_init(mh_device *d, const mh_port *port) {
@@ -98,6 +100,13 @@ static int read_setting(mh_request *q, const mh_setting *s) {
         return read_float(s, &q->clip);
     case MH_SET_SCALE:
         return read_float(s, &q->scale);
+    case MH_SET_SHARE:
+        q->share = s->type == MH_FLOAT ? s->f64 : 0.0;
+        return q->share > 0.0 && q->share <= 1.0 ? MH_OK : MH_ERROR_SETTING;
+    case MH_SET_CODE:
+        return read_int(s, &q->code);
+    case MH_SET_STREAM:
+        return read_count(s, &q->stream);
     case MH_SET_BATCH:
         return read_count(s, &q->batch);
     case MH_SET_EPOCHS:
@@ -139,6 +148,7 @@ static int read_request(mh_device *d, mh_request *q) {
     memset(q, 0, sizeof *q);
     memset(d->came, 0, sizeof d->came);
     q->temperature = q->scale = 1.0f;
+    q->share = 1.0;
     q->epochs = 1;
     q->rows = -1;
     q->op = 9; /* HELLO, until the frame has said what it is: a refusal is a reply to an op */
@@ -282,6 +292,7 @@ void mh_run(mh_device *d, const mh_plan *p) {
 
 uint8_t *mh_behind(const mh_device *d, uint32_t plan_bytes, uint32_t *num) {
     uint32_t at = (plan_bytes + 15) / 16 * 16;
+    if (d->owed) at = (d->model.head->arena_bytes + 15) / 16 * 16 + (4 * d->owed + 15) / 16 * 16;
     *num = at < d->port->arena_bytes ? d->port->arena_bytes - at : 0;
     return d->port->arena + (*num ? at : 0);
 }

@@ -108,11 +108,32 @@ static void clip_update(mh_device *d, const mh_plan *p, const uint8_t *sent, flo
     }
 }
 
+/* A coded slice is one that is trained, all of it; and where differences travel, one whose starting values are kept. */
+static int can_code(const mh_device *d, const uint8_t *trained, const uint8_t *sent, int is_delta) {
+    uint32_t i, num = 0;
+    for (i = 0; sent && i < d->model.head->num_params; i++) {
+        if (!sent[i]) continue;
+        num++;
+        if (!trained[i]) return MH_ERROR_SLICE;
+        if (is_delta && !mh_model_start(&d->model, i)) return MH_ERROR_START;
+    }
+    return num ? MH_OK : MH_ERROR_SLICE;
+}
+
+/* Whether a message had all of a slice. */
+static int came_all(const mh_device *d, const uint8_t *sent) {
+    uint32_t i;
+    for (i = 0; i < d->model.head->num_params; i++)
+        if (sent[i] && !(d->came[i / 32] >> i % 32 & 1)) return 0;
+    return 1;
+}
+
 int mh_op_fit(mh_device *d, mh_request *q) {
     const mh_plan *p = mh_model_plan(&d->model, MH_PLAN_TRAIN, q->train, q->train_bytes);
     uint32_t i, num, bytes, room, used = 0, n = d->store.count[MH_TRAIN], classes = d->model.head->num_classes;
-    int needs_start = q->sgd.mu != 0.0f || q->clip != 0.0f, error;
+    int is_coded = q->given >> MH_SET_CODE & 1, needs_start = q->sgd.mu != 0.0f || q->clip != 0.0f, keeps, error;
     const uint8_t *sent = 0, *trained;
+    mh_code code;
     mh_metric metrics[2];
     float *soft = 0;
     uint8_t *behind;
@@ -122,10 +143,22 @@ int mh_op_fit(mh_device *d, mh_request *q) {
     error = can_step(d, p, q, needs_start);
     if (error == MH_OK && q->given >> MH_SET_SEND & 1) error = mh_sent(d, q->send, q->send_bytes, &sent);
     if (error) return error;
+    trained = mh_model_trained(&d->model, p);
+    if (is_coded) {
+        error = mh_coded(d, q, &code);
+        if (error == MH_OK) error = can_code(d, trained, sent, code.is_delta);
+        if (error == MH_OK) error = mh_owe(d, code.feeds_back ? sent : 0);
+        if (error) return error;
+        needs_start |= code.is_delta;
+    }
+    keeps = needs_start || (sent && can_code(d, trained, sent, 1) == MH_OK);
     behind = mh_behind(d, p->arena_bytes, &room);
     while (q->in.num_tensors) {
         if (mh_frame_tensor(&q->in, &t)) return MH_ERROR_FRAME;
-        if (t.id == MH_ID_LOGITS) {
+        if (t.id == MH_ID_UPDATE) {
+            error = soft ? MH_ERROR_TENSOR : mh_take_update(d, q, &t, p, sent);
+            if (error) return error;
+        } else if (t.id == MH_ID_LOGITS) {
             if (soft) return MH_ERROR_TENSOR;
             if (t.ndim != 2 || t.shape[0] != n || t.shape[1] != classes) return MH_ERROR_SHAPE;
             if ((uint64_t)n * classes * 4 > room) return MH_ERROR_ARENA;
@@ -141,8 +174,8 @@ int mh_op_fit(mh_device *d, mh_request *q) {
     if (error == MH_OK) error = mh_has_all(d);
     if (error == MH_OK && 2 * n > room - used) error = MH_ERROR_ARENA;
     if (error) return error;
-    trained = mh_model_trained(&d->model, p);
-    prepare(d, q, p, needs_start);
+    prepare(d, q, p, keeps);
+    d->base_of = keeps && sent && came_all(d, sent) ? sent : 0;
     metrics[0].id = MH_ID_ROWS, metrics[1].id = MH_ID_LOSS;
     descend(d, q, p, MH_TRAIN, soft, (void *)(behind + used), &metrics[0].value, &metrics[1].value);
     if (metrics[0].value > 0.0) metrics[1].value /= metrics[0].value;
@@ -156,6 +189,7 @@ int mh_op_fit(mh_device *d, mh_request *q) {
     if (error) return error;
     for (i = 0; i < d->model.head->num_params; i++)
         if (trained[i] && !(sent && sent[i])) mh_own(d, i);
+    if (is_coded) return mh_answer_update(d, q, &code, sent, metrics, 2, (double)n);
     bytes = mh_params_bytes(d, sent, &num);
     if (mh_begin(d, q, &w, num, bytes, 2, (double)n)) return MH_NO_REPLY;
     mh_put_params(d, &w, sent, 0);
@@ -178,6 +212,7 @@ int mh_op_adapt(mh_device *d, mh_request *q) {
     behind = mh_behind(d, p->arena_bytes, &room);
     if (2 * n > room) return MH_ERROR_ARENA;
     prepare(d, q, p, keeps_start);
+    if (keeps_start) d->base_of = 0;
     descend(d, q, p, MH_ADAPT, 0, (void *)behind, &seen, &total);
     error = mh_score(d, q, MH_TEST);
     for (i = 0; i < d->model.head->num_params; i++) { /* ADAPT leaves the device as it was, if the blob keeps what was */

@@ -99,6 +99,20 @@ int mh_frame_setting(mh_reader *r, mh_setting *s) {
     return r->status;
 }
 
+/* A vector of which the code follows. */
+static int coded(mh_reader *r, mh_tensor *t) {
+    uint8_t part[4];
+    int i;
+    if (t->ndim != 1) return fail(r, MH_FRAME_SHAPE);
+    for (i = 0; i < MH_FRAME_DIMS; i++) t->shape[i] = 1;
+    if (take(r, part, 4)) return r->status;
+    t->shape[0] = t->elements = load_u32(part);
+    if (take(r, part, 4)) return r->status;
+    if (load_u32(part) > r->left) return fail(r, MH_FRAME_LENGTH);
+    r->data = load_u32(part);
+    return 0;
+}
+
 int mh_frame_tensor(mh_reader *r, mh_tensor *t) {
     uint8_t part[6];
     mh_frame_bytes(r, NULL, r->data);
@@ -108,7 +122,8 @@ int mh_frame_tensor(mh_reader *r, mh_tensor *t) {
     t->id = load_u32(part);
     t->dtype = part[4];
     t->ndim = part[5];
-    if (t->dtype > MH_WIRE_I64 || t->ndim > MH_FRAME_DIMS) return fail(r, MH_FRAME_SHAPE);
+    if (t->dtype > MH_WIRE_CODED || t->ndim > MH_FRAME_DIMS) return fail(r, MH_FRAME_SHAPE);
+    if (t->dtype == MH_WIRE_CODED) return coded(r, t);
     /* A dimension of 0 must not let the others be anything: their product is bounded as if it were 1. */
     uint64_t bytes = ITEM_BYTES[t->dtype];
     int is_empty = 0;
@@ -173,8 +188,9 @@ static uint32_t f32_bits(const uint8_t *from, uint8_t dtype) {
    passes what is still to be read. Items of 8 bytes go through a buffer. */
 static int convert(mh_reader *r, const mh_tensor *t, void *to, uint32_t n, int to_float) {
     uint8_t *out = to, eight[64];
-    uint32_t item = ITEM_BYTES[t->dtype];
+    uint32_t item = t->dtype < MH_WIRE_CODED ? ITEM_BYTES[t->dtype] : 1;
     if (r->status) return r->status;
+    if (t->dtype == MH_WIRE_CODED) return fail(r, MH_FRAME_SHAPE);
     if (n > r->data / item) return fail(r, MH_FRAME_ORDER);
     while (n) {
         uint32_t part = item < 8 ? n : n < 8 ? n : 8;

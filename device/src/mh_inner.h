@@ -2,6 +2,7 @@
 #ifndef MH_INNER_H
 #define MH_INNER_H
 
+#include "mh_code.h"
 #include "mh_device.h"
 #include "mh_frame.h"
 #include "mh_rng.h"
@@ -37,6 +38,7 @@
 #define MH_ID_G 0x01d41b76u
 #define MH_ID_LOGITS 0xb63e2d7fu
 #define MH_ID_BLOB 0xb07fa5ccu
+#define MH_ID_UPDATE 0x98253578u
 
 enum mh_loss { MH_CROSS_ENTROPY = 0, MH_MSE = 1 };
 enum mh_what { MH_WHAT_NONE = 0, MH_WHAT_EXAMPLES, MH_WHAT_TEST, MH_WHAT_H, MH_WHAT_HY, MH_WHAT_BLOB, MH_WHAT_MOMENTUM };
@@ -49,7 +51,8 @@ typedef struct {
     uint64_t given; /* a bit for each setting that came */
     mh_sgd sgd;
     float temperature, soft_weight, clip, scale;
-    int32_t batch, epochs, steps, step, epoch, total, seed_low, seed_high;
+    double share;
+    int32_t code, stream, batch, epochs, steps, step, epoch, total, seed_low, seed_high;
     uint8_t loss, what;
     int8_t rows; /* enum mh_set, or -1 if it didn't come */
     uint8_t train_bytes, send_bytes;
@@ -101,7 +104,7 @@ void mh_put_row(mh_device *d, const mh_plan *p, int set, uint32_t row);
 int32_t mh_label(const mh_device *d, int set, uint32_t row);
 /* Runs a plan, and counts its ticks. */
 void mh_run(mh_device *d, const mh_plan *p);
-/* The part of the arena behind a plan: its start, and the bytes. */
+/* The part of the arena behind a plan, and behind what is owed: its start, and the bytes. */
 uint8_t *mh_behind(const mh_device *d, uint32_t plan_bytes, uint32_t *num);
 int mh_score(mh_device *d, mh_request *q, int set); /* EVALUATE's answer */
 void mh_borrow(mh_device *d, uint32_t param);
@@ -121,6 +124,17 @@ int mh_op_stats(mh_device *d, mh_request *q);
 void mh_paint(mh_device *d);
 /* The order of the train set that a batch was taken from, behind a plan; NULL where the rows were taken as they lie. */
 int mh_batch_order(const mh_device *d, const mh_batch *b, const mh_plan *p, uint16_t **order);
+
+/* mh_update.c: updates that travel coded. */
+/* Takes the settings of a coded reply: MH_OK with c filled, or why not. */
+int mh_coded(const mh_device *d, const mh_request *q, mh_code *c);
+/* Keeps room for what a slice owes, none of it yet unless the same slice owed before. NULL: owes nothing from now on. */
+int mh_owe(mh_device *d, const uint8_t *sent);
+/* Takes the coded tensor t of a message as a difference to what the slice was last sent. */
+int mh_take_update(mh_device *d, mh_request *q, const mh_tensor *t, const mh_plan *p, const uint8_t *sent);
+/* Answers with what a slice learned, coded; its weights are gone then. */
+int mh_answer_update(mh_device *d, const mh_request *q, const mh_code *c, const uint8_t *sent, const mh_metric *metrics,
+                     uint32_t num, double weight);
 
 /* mh_fit.c */
 int mh_op_fit(mh_device *d, mh_request *q);

@@ -160,6 +160,8 @@ def plan(
     num_rows: int = 1,
     momentum: bool = False,
     keeps_start: bool = False,
+    owes: bool = False,
+    places: float = 0.0,
     cut: str = "",
     is_tail: bool = False,
     resident_bytes: int = 0,
@@ -172,7 +174,9 @@ def plan(
     `train` names the parameters that change on the device and so live in SRAM, whatever the op. `batch` is the rows of
     a step, `num_examples` what MACs, instructions (with a share of the step), seconds and joules are for, `num_rows`
     the rows that the device holds, whose order takes 2 bytes each. `momentum` keeps a velocity of each trained
-    parameter; `keeps_start` their values before the op, which a proximal term or clipping needs. FORWARD and BACKWARD
+    parameter; `keeps_start` their values before the op, which a proximal term or clipping needs, or an update that
+    travels as a difference. `owes` keeps what coding takes from an update, `places` the share of its numbers whose
+    places a coded message tells. FORWARD and BACKWARD
     are of the device's half of a split model: `module` is that half, or the whole model with its `cut`; BACKWARD with
     nothing named trains all of it. `is_tail` is for BACKWARD of the last part of a U-shaped split, whose input
     [batch, ...] comes from the server and whose input's gradient goes back in its place. `resident_bytes` is SRAM that
@@ -197,10 +201,10 @@ def plan(
     if compiled is None:
         steps = [] if untraced else _steps(module, input_shape, op, names, batch, is_tail)
         why = "its forward can't be traced, so the activations aren't counted" if untraced else why
-        steps += _persistent(module, names, op, momentum, keeps_start, _end(steps))
+        steps += _persistent(module, names, op, momentum, keeps_start, _end(steps), owes=owes)
         placed, blob_bytes = arena.place(steps), _weights_bytes(module)
     else:
-        placed, blob_bytes = _planned(compiled, op, num_rows), len(compiled.data)
+        placed, blob_bytes = _planned(compiled, op, num_rows, owes=owes, places=places), len(compiled.data)
     counted = None
     if learning != PLAIN:
         placed += _for_rule(module, names, learning, placed)
@@ -233,6 +237,8 @@ def of_slices(
     num_rows: int = 1,
     momentum: bool = False,
     keeps_start: bool = False,
+    owes: bool = False,
+    places: float = 0.0,
     learning: Cost = PLAIN,
 ) -> dict[str, Budget]:
     """Gives the budget of each slice in `SPECS`, the one with the fewest trained parameters first."""
@@ -255,6 +261,8 @@ def of_slices(
             num_rows=num_rows,
             momentum=momentum,
             keeps_start=keeps_start,
+            owes=owes,
+            places=places,
             learning=learning,
         )
 
@@ -304,6 +312,8 @@ def require(
     num_rows: int = 1,
     momentum: bool = False,
     keeps_start: bool = False,
+    owes: bool = False,
+    places: float = 0.0,
     learning: Cost = PLAIN,
     enforce: bool = True,
 ) -> Budget:
@@ -328,6 +338,8 @@ def require(
         num_rows=num_rows,
         momentum=momentum,
         keeps_start=keeps_start,
+        owes=owes,
+        places=places,
         learning=learning,
         cut=cut,
     )
@@ -345,7 +357,9 @@ def require(
             f"{subject} needs {found.flash_bytes:,} B of flash on {board.name} ({board.flash_bytes:,} B): "
             f"{over:,} B over; {'cut it earlier, or ' if cut else ''}choose a smaller model or a larger board"
         )
-    advice = _advice(module, input_shape, board, op, cut, batch, num_rows, momentum, keeps_start, learning)
+    advice = _advice(
+        module, input_shape, board, op, cut, batch, num_rows, momentum, keeps_start, owes, places, learning
+    )
     raise BudgetError(
         f"{subject} needs {found.sram_bytes:,} B of SRAM on {board.name} ({board.sram_bytes:,} B): "
         f"{found.over_sram_bytes:,} B over; {advice}"
@@ -380,6 +394,8 @@ def _advice(
     num_rows: int,
     momentum: bool,
     keeps_start: bool,
+    owes: bool,
+    places: float,
     learning: Cost,
 ) -> str:
     if cut:
@@ -395,6 +411,8 @@ def _advice(
             num_rows=num_rows,
             momentum=momentum,
             keeps_start=keeps_start,
+            owes=owes,
+            places=places,
             learning=learning,
         )
     else:
@@ -450,7 +468,7 @@ def _counted(
     return round(real + whole), cycles / board.clock_hz
 
 
-def _planned(made: Blob, op: Op, num_rows: int) -> tuple[Buffer, ...]:
+def _planned(made: Blob, op: Op, num_rows: int, *, owes: bool, places: float) -> tuple[Buffer, ...]:
     """Gives the buffers of the most demanding plan; a device that trains takes rows in and tests as well."""
     always = _resident(made)
     if op in _IDLE:
@@ -458,11 +476,17 @@ def _planned(made: Blob, op: Op, num_rows: int) -> tuple[Buffer, ...]:
     wanted = {PlanKind.INFER, PlanKind.STORE} | ({PlanKind.TRAIN, PlanKind.BACKWARD} if op in _TRAINING else set())
     kinds = {Op.FORWARD: PlanKind.INFER, Op.BACKWARD: PlanKind.BACKWARD}
     shuffles = kinds.get(op, PlanKind.TRAIN)
+    num = sum(made.net.tensors[name].size for name in made.resident.weights)
+    owed = plans.rounded(ELEMENT_BYTES * num) if owes and op is Op.FIT else 0
 
     def of(one: Plan) -> tuple[Buffer, ...]:
         end = max((b.last for b in one.buffers), default=0)
         order = plans.rounded(2 * num_rows) if one.kind == shuffles else 0
-        behind = (Buffer("order of the rows", order, 0, end, one.arena_bytes),) if order else ()
+        at = plans.rounded(made.arena_bytes) if owed else one.arena_bytes
+        behind = [Buffer("what the update owes", owed, 0, end, at)] if owed else []
+        told = math.ceil(places * num) if places and one.kind == PlanKind.TRAIN else 0
+        behind += [Buffer("places of the update", plans.rounded(4 * told), 0, 0, at + owed)] if told else []
+        behind += [Buffer("order of the rows", order, 0, end, at + owed)] if order else []
         return (*(replace(b, last=end) for b in always), *one.buffers, *behind)
 
     return max((of(one) for one in made.plans if one.kind in wanted), key=arena.peak)
@@ -497,12 +521,13 @@ def _steps(
 
 
 def _persistent(
-    module: nn.Module, names: tuple[str, ...], op: Op, momentum: bool, keeps_start: bool, end: int
+    module: nn.Module, names: tuple[str, ...], op: Op, momentum: bool, keeps_start: bool, end: int, *, owes: bool
 ) -> list[Buffer]:
     sizes = {name: ELEMENT_BYTES * value.numel() for name, value in module.named_parameters()}
     roles = ["weight"]
     roles += ["momentum"] if momentum else []
     roles += ["start"] if keeps_start else []
+    roles += ["owed of"] if owes and op is Op.FIT else []
     roles += ["gradient sum"] if op in _TRAINING else []
     return [Buffer(f"{role} {name}", sizes[name], 0, end) for role in roles for name in names]
 

@@ -105,12 +105,22 @@ def kind_of(name: str) -> Kind:
 
 
 @dataclass(frozen=True)
+class CodedWeights:
+    """The weights of a message as they travelled to a device: the bytes, which weights they stand for, and what they
+    are a difference to."""
+
+    data: bytes
+    names: tuple[str, ...]
+    base: Tree
+
+
+@dataclass(frozen=True)
 class Message:
     """One op for many devices.
 
     `tree` goes to all alike; `each` holds [D, ...] tensors, one entry a device in the order addressed; its row-wise
     tensors (`ROW_KINDS`) are padded along axis 1 and `rows` [D] counts the valid ones. `settings` are the same for all,
-    `each_settings` one value a device.
+    `each_settings` one value a device. `coded` tells, for each device if for any, how its weights travelled.
     """
 
     op: Op
@@ -119,6 +129,7 @@ class Message:
     rows: Tensor | None = None
     settings: Settings = field(default_factory=dict)
     each_settings: dict[str, tuple[Setting, ...]] = field(default_factory=dict)
+    coded: tuple[CodedWeights | None, ...] = ()
 
     def __post_init__(self) -> None:
         if unknown := (self.settings.keys() | self.each_settings.keys()) - set(SETTINGS):
@@ -126,23 +137,25 @@ class Message:
 
     def for_device(self, place: int) -> Message:
         """Gives the message as the device in that place of the cohort gets it: no padding, nothing of the others."""
-        if not self.each and not self.each_settings:
+        if not self.each and not self.each_settings and not self.coded:
             return self
         return Message(
             self.op,
             {**self.tree, **cut_rows({n: v[place] for n, v in self.each.items()}, _count(self.rows, place))},
             settings={**self.settings, **{n: v[place] for n, v in self.each_settings.items()}},
+            coded=self.coded[place : place + 1],
         )
 
     def of_places(self, places: list[int]) -> Message:
         """Gives the same message addressed to fewer devices."""
-        if not self.each and not self.each_settings:
+        if not self.each and not self.each_settings and not self.coded:
             return self
         return replace(
             self,
             each={name: value[places] for name, value in self.each.items()},
             rows=None if self.rows is None else self.rows[places],
             each_settings={name: tuple(values[p] for p in places) for name, values in self.each_settings.items()},
+            coded=tuple(self.coded[p] for p in places) if self.coded else (),
         )
 
 

@@ -423,7 +423,7 @@ def _firmware(kit: Kit, scheme: Scheme, program: Program, population: Population
     config = kit.config
     run = config.run
     found = places(run.devices, board, seed=run.seed, keys=run.keys)
-    keeps_start = config.privacy.clip > 0.0 or (scheme.name == "fedprox" and kit.cfg.proximal_mu > 0.0)
+    keeps_start = variants.keeps_start(config, scheme)
     firmware.check(program, population, len(found))
     work = [(work.op, work.train) for work in scheme.work(kit.cfg)]
     blobs = DeviceBlobs(program, work, momentum=kit.cfg.momentum > 0.0, keeps_start=keeps_start)

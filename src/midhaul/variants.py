@@ -23,6 +23,7 @@ from midhaul.errors import BudgetError, ConfigError, SliceError, nearest
 from midhaul.fleet import Group
 from midhaul.kit import Kit, Scheme
 from midhaul.link import radio as radios
+from midhaul.link import update
 from midhaul.message import Op
 from midhaul.models import slices
 from midhaul.models.adapters import add_lora
@@ -297,8 +298,10 @@ def _need(
             batch=cfg.batch or 1,
             num_rows=num_rows + config.fleet.replay,
             momentum=cfg.momentum > 0.0,
-            keeps_start=config.privacy.clip > 0.0 or (scheme.name == "fedprox" and cfg.proximal_mu > 0.0),
+            keeps_start=keeps_start(config, scheme),
             learning=work.learning,
+            owes=owes(config),
+            places=places(config),
             enforce=enforce,
         )
         for work in scheme.work(cfg)
@@ -326,6 +329,26 @@ def _need(
         )
     most = max(needs, key=lambda need: need.sram_bytes)
     return dataclasses.replace(most, flash_bytes=flash)
+
+
+def keeps_start(config: Config, scheme: Scheme) -> bool:
+    """Tells whether a device keeps the values that it began an op with."""
+    is_prox = scheme.name == "fedprox" and config.scheme.proximal_mu > 0.0
+    return config.privacy.clip > 0.0 or is_prox or update.differs(config.link.up, config.link.down)
+
+
+def owes(config: Config) -> bool:
+    """Tells whether a device keeps what coding takes from its updates."""
+    up = update.parse(config.link.up, "link.up")
+    return up is not None and up.is_biased and config.link.error_feedback
+
+
+def places(config: Config) -> float:
+    """Gives the share of an update's numbers whose places a device keeps while it takes a coded message in."""
+    down = update.parse(config.link.down, "link.down")
+    if down is None or not (down.select or down.value == "qsgd"):
+        return 0.0
+    return down.much if down.select else 1.0
 
 
 def tightest(needs: Sequence[Budget]) -> int:

@@ -17,6 +17,7 @@ from midhaul.link import frame, radio, update
 from midhaul.message import Message, Op
 from midhaul.runtime.coding import Coding
 from midhaul.runtime.over_link import Ledger, OverLink
+from midhaul.runtime.remote import Remote
 from midhaul.runtime.updates import Updates
 from midhaul.schemes import SCHEMES
 from midhaul.server import Server
@@ -255,6 +256,35 @@ def test_a_resumed_run_has_what_both_ends_held_and_the_frames_are_kept(up: str, 
         assert sum(map(len, frames)) == whole[f"{direction}link_bytes"]
         initial = plant.build(config).kit.program.initial
         assert {frame.unpack(one, initial, ("rows", "loss")).is_reply for one in frames} == {direction == "up"}
+
+
+@pytest.mark.parametrize(
+    ("up", "down"),
+    [
+        ("delta,topk:0.1,quantise:4", "delta,topk:0.3,sign"),
+        ("delta,randk:0.2", "none"),
+        ("delta,vote:0.01", "delta,qsgd:8"),
+    ],
+)
+def test_devices_in_c_send_the_same_codes(up: str, down: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same run with devices of the C runtime: what they code themselves and what they are sent coded, no less."""
+    coded: list[bool] = []
+    asked = Remote._ask
+
+    def heard(self: Remote, op: Op, *about: object, **how: object) -> object:
+        got = asked(self, op, *about, **how)  # type: ignore[arg-type]
+        if op == Op.FIT:
+            coded.append(bool(how.get("coded")))
+            assert list(got.coded) == ["update"]
+        return got
+
+    monkeypatch.setattr(Remote, "_ask", heard)
+    config = Config().replace(**{**CODED, "fleet_cohort": 1.0, "link_loss": 0.0}, link_up=up, link_down=down)
+    slow = train.run(config.replace(run_engine="loop"))
+    fast = train.run(config.replace(run_engine="firmware", run_devices="host:*4"))
+    assert tree.largest_difference(slow.server.tree, fast.server.tree) < 1e-6
+    assert slow.summary["kinds"] == fast.summary["kinds"]
+    assert coded == [False] * 4 + [down != "none"] * 8  # in the first round the model travels whole
 
 
 @pytest.mark.parametrize(

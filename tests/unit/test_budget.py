@@ -306,3 +306,17 @@ def test_a_sheet_shows_instructions_where_they_are_predicted() -> None:
     assert "MACs" in unknown.columns
     assert {op["instructions"] for op in unknown.to_table()["ops"]} == {None}
     assert {len(row) for sheet in sheets.values() for row in sheet.rows} == {len(known.columns)}
+
+
+def test_what_coding_an_update_keeps_by_hand() -> None:
+    """23 numbers: 92 bytes that are owed, up to the next 16; places lie where the order of the rows will."""
+    all_of = names(mlp())
+
+    def sram(**how: Any) -> int:
+        return needs(mlp(), (4,), Op.FIT, all_of, num_rows=50, **how)[0]
+
+    assert sram(owes=True) - sram() == 96
+    assert sram(places=0.5) == sram()
+    assert sram(places=1.0) == sram()  # 92 bytes up to 96, and the order of 50 rows is 112
+    assert needs(mlp(), (4,), Op.FIT, all_of, num_rows=1, places=1.0)[0] - needs(mlp(), (4,), Op.FIT, all_of)[0] == 80
+    assert needs(mlp(), (4,), Op.PREDICT, [], owes=True) == needs(mlp(), (4,), Op.PREDICT, [])

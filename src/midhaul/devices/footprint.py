@@ -24,18 +24,18 @@ class Footprint(NamedTuple):
 
 # measured: by python -m benchmarks.footprints
 FOOTPRINTS: dict[tuple[str, str], Footprint] = {
-    ("gcc", "Cortex-M0+"): Footprint(65536, 1568, 3072),
-    ("gcc", "Cortex-M3"): Footprint(53248, 1568, 3072),
-    ("gcc", "Cortex-M33"): Footprint(53248, 1568, 3072),
-    ("gcc", "Cortex-M4F"): Footprint(53248, 1568, 3072),
-    ("gcc", "Cortex-M55"): Footprint(49152, 1568, 3072),
-    ("gcc", "Cortex-M7"): Footprint(53248, 1568, 3072),
-    ("zig", "Cortex-M0+"): Footprint(61440, 1568, 3072),
-    ("zig", "Cortex-M3"): Footprint(57344, 1568, 3072),
-    ("zig", "Cortex-M33"): Footprint(57344, 1568, 3072),
-    ("zig", "Cortex-M4F"): Footprint(57344, 1568, 3072),
-    ("zig", "Cortex-M55"): Footprint(53248, 1568, 3072),
-    ("zig", "Cortex-M7"): Footprint(57344, 1568, 3072),
+    ("gcc", "Cortex-M0+"): Footprint(73728, 1584, 3072),
+    ("gcc", "Cortex-M3"): Footprint(61440, 1584, 3072),
+    ("gcc", "Cortex-M33"): Footprint(57344, 1584, 3072),
+    ("gcc", "Cortex-M4F"): Footprint(57344, 1584, 3072),
+    ("gcc", "Cortex-M55"): Footprint(57344, 1584, 3072),
+    ("gcc", "Cortex-M7"): Footprint(57344, 1584, 3072),
+    ("zig", "Cortex-M0+"): Footprint(65536, 1584, 3072),
+    ("zig", "Cortex-M3"): Footprint(65536, 1584, 3072),
+    ("zig", "Cortex-M33"): Footprint(65536, 1584, 3072),
+    ("zig", "Cortex-M4F"): Footprint(65536, 1584, 3072),
+    ("zig", "Cortex-M55"): Footprint(57344, 1584, 3072),
+    ("zig", "Cortex-M7"): Footprint(65536, 1584, 3072),
 }
 # end
 

@@ -113,8 +113,8 @@ def unpack(data: bytes, names: Iterable[str], metrics: Iterable[str] = (), max_b
 
     `names` are the tensors that may come (those of `message.ROW_KINDS`, and an update, always may) and `metrics` the
     metrics; a metric may have a name of either. Integer tensors come back as int64, coded ones as what they stand for,
-    the others as they were sent; no tensor shares memory with `data`, and coded ones have `max_bytes` in all when they
-    are whole.
+    with their bytes beside them, the others as they were sent; no tensor shares memory with `data`, and coded ones have
+    `max_bytes` in all when they are whole.
     Raises: FrameError, in one sentence, for whatever isn't a whole, sound frame of known names and finite numbers.
     """
     known = _table(frozenset(names) | frozenset(metrics))
@@ -124,14 +124,15 @@ def unpack(data: bytes, names: Iterable[str], metrics: Iterable[str] = (), max_b
     for _ in range(head.num_settings):
         _read_setting(reader, settings)
     tree: Tree = {}
+    coded: dict[str, Coded] = {}
     for _ in range(head.num_tensors):
-        _read_tensor(reader, known, tree)
+        _read_tensor(reader, known, tree, coded)
     scalars: dict[str, float] = {}
     for _ in range(head.num_metrics):
         _read_metric(reader, known, scalars)
     if reader.left:
         raise FrameError(f"the frame has {reader.left} bytes behind its last field; its counts and its length disagree")
-    return Frame(head.op, head.is_reply, head.round, head.device, settings, tree, head.weight, scalars)
+    return Frame(head.op, head.is_reply, head.round, head.device, settings, tree, head.weight, scalars, coded)
 
 
 def sequence(data: bytes) -> list[bytes]:
@@ -357,7 +358,7 @@ def _bytes_of(value: Tensor, dtype: _Dtype) -> memoryview:
     return memoryview(array.view(np.uint8).data)
 
 
-def _read_tensor(reader: _Reader, known: dict[int, str], tree: Tree) -> None:
+def _read_tensor(reader: _Reader, known: dict[int, str], tree: Tree, coded: dict[str, Coded]) -> None:
     number, dtype_number, num_dims = reader.unpack(_TENSOR)
     name = _name_of(number, known, "tensor")
     if name in tree:
@@ -369,7 +370,8 @@ def _read_tensor(reader: _Reader, known: dict[int, str], tree: Tree) -> None:
     shape = struct.unpack(f"<{num_dims}I", reader.take(4 * num_dims))
     if dtype_number == _CODED:
         (length,) = reader.unpack(_U32)
-        tree[name] = _decoded(name, shape, reader.take(length), reader.room)
+        code = bytes(reader.take(length))
+        tree[name], coded[name] = _decoded(name, shape, code, reader.room), Coded(shape, code)
         reader.room -= 4 * tree[name].numel()
         return
     if name == UPDATE:
@@ -383,7 +385,7 @@ def _read_tensor(reader: _Reader, known: dict[int, str], tree: Tree) -> None:
     tree[name] = _tensor_of(name, data.astype(wire.newbyteorder("=")), dtype).reshape(shape)
 
 
-def _decoded(name: str, shape: tuple[int, ...], data: memoryview, room: int) -> Tensor:
+def _decoded(name: str, shape: tuple[int, ...], data: bytes, room: int) -> Tensor:
     if name != UPDATE:
         return compress.decode(shape, data, room)
     if len(shape) != 1:

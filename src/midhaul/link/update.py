@@ -93,6 +93,12 @@ def parse(text: str, where: str) -> Stages | None:
     return found
 
 
+def differs(up: str, down: str) -> bool:
+    """Tells whether differences travel, to what a device was sent: it keeps that meanwhile."""
+    found = parse(up, "link.up"), parse(down, "link.down")
+    return any(how is not None and how.delta for how in found)
+
+
 def _with(found: Stages, name: str, rest: str, has_rest: bool) -> tuple[int, Stages]:
     if has_rest != (name in ("topk", "randk", "powersgd", "quantise", "qsgd", "vote")):
         raise ValueError

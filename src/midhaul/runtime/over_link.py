@@ -179,7 +179,7 @@ class OverLink:
         told = self.updates.asked(message.op, self._turn[1])
         packed: dict[int, _Down] = {}
         places: list[int] = []
-        unpacked: list[Tree] = []
+        reached: list[_Down] = []
         for place, device in enumerate(asked):
             number = self.updates.like(device) if alike else place
             if number not in packed:
@@ -194,13 +194,13 @@ class OverLink:
                 whole = self.coding.arrived(down.wanted, whole, device, up=False)
                 down.got = self.updates.came_down(down.sent, down.wanted, whole)
             down.devices.append(device)
-            unpacked.append(down.got)
+            reached.append(down)
             places.append(place)
         for down in packed.values():
             self.updates.keep(down.devices, down.sent, down.wanted, down.got)
         if not places:
             return [], message
-        return [asked[place] for place in places], _delivered(message.of_places(places), unpacked, told)
+        return [asked[place] for place in places], _delivered(message.of_places(places), reached, told)
 
     def _packed(self, own: Message, told: Settings, device: int, key: rng.Key, *, alike: bool) -> _Down:
         """Gives what is sent to a device, or to all that get the same."""
@@ -332,8 +332,9 @@ class OverLink:
         return busy_s
 
 
-def _delivered(part: Message, unpacked: list[Tree], told: Settings) -> Message:
+def _delivered(part: Message, reached: list[_Down], told: Settings) -> Message:
     """Gives the message as the devices that it reached unpacked it: what isn't the same for all is each one's own."""
+    unpacked = [down.got for down in reached]
     differs = len({id(tree) for tree in unpacked}) > 1
     own = [*part.each, *(name for name in part.tree if differs and not part.each and name not in ROW_KINDS)]
     each = {
@@ -345,4 +346,6 @@ def _delivered(part: Message, unpacked: list[Tree], told: Settings) -> Message:
         for name in own
     }
     shared = {name: unpacked[0][name] for name in part.tree if name not in each}
-    return Message(part.op, shared, each, part.rows, {**part.settings, **told}, part.each_settings)
+    coded = tuple(down.sent.as_coded for down in reached)
+    how = coded if any(coded) else ()
+    return Message(part.op, shared, each, part.rows, {**part.settings, **told}, part.each_settings, how)

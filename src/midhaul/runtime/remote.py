@@ -18,8 +18,9 @@ from torch import Tensor
 from midhaul import rng
 from midhaul.errors import EngineError, FrameError
 from midhaul.link import frame, refusal
+from midhaul.link.compress import Coded
 from midhaul.link.frame import Frame
-from midhaul.message import HOUSEKEEPING, ROW_KINDS, Message, Op, Reply, Settings
+from midhaul.message import HOUSEKEEPING, ROW_KINDS, UPDATE, Message, Op, Reply, Settings
 from midhaul.program import Examples, Local, Program
 from midhaul.tree import Tree
 
@@ -165,6 +166,7 @@ class Remote:
         self.momentum_stale = False
         self.in_flight = False
         self.forgot = False
+        self.based: Tree = {}  # what the device was last sent to FIT, which coded weights may be a difference to
         self.wire: Wire | None = None
         self._sound = False  # the session is open and nothing went wrong in it
         self._failures = 0
@@ -235,7 +237,7 @@ class Remote:
     def _forget(self) -> None:
         """Notes that nothing is known of the device's RAM any more."""
         self.forgot = self.forgot or bool(self.ahead - self.kept.keys()) or self.in_flight
-        self.ahead, self.stale = set(), set(self.trained)
+        self.ahead, self.stale, self.based = set(), set(self.trained), {}
         self.momentum_ahead, self.momentum_stale, self.in_flight = False, bool(self.momentum), False
 
     def _connect(self, round: int) -> None:
@@ -290,10 +292,18 @@ class Remote:
             raise Refused(f"its {changed[0]} is {found[changed[0]]} and was {self.greeting[changed[0]]}")
         return found
 
-    def _ask(self, op: Op, settings: Settings, tree: Tree, round: int, limit_s: float = 0.0) -> Frame:
+    def _ask(
+        self,
+        op: Op,
+        settings: Settings,
+        tree: Tree,
+        round: int,
+        limit_s: float = 0.0,
+        coded: dict[str, Coded] | None = None,
+    ) -> Frame:
         """Sends one message and gives the checked reply; tensors are still to be checked against the program."""
         assert self.wire is not None
-        data = frame.pack(Frame(op, False, round, self.device, settings, tree))
+        data = frame.pack(Frame(op, False, round, self.device, settings, tree, coded=coded or {}))
         raw = self.wire.ask(data, limit_s or self.deadline_s)
         try:
             got = frame.unpack(raw, self.program.initial, METRICS, MAX_REPLY_BYTES)
@@ -553,7 +563,10 @@ class Remote:
 
     def _once(self, message: Message, tree: Tree, settings: Settings, local: Local, round: int) -> Reply:
         op, known = message.op, self.program.initial
-        got = self._ask(op, self._settings_of(op, settings), tree, round)
+        tree, coded = self._as_coded(message, tree) if op == Op.FIT else (tree, {})
+        if op in (Op.FIT, Op.ADAPT):
+            self.based = {}
+        got = self._ask(op, self._settings_of(op, settings), tree, round, coded=coded)
         num_train = len(local.train)
         if op == Op.READ:
             names = self.program.sendable(str(settings.get("send", "whole")))
@@ -561,11 +574,23 @@ class Remote:
             return replace(reply, tree={n: reply.tree[n] if n in self.trained else self.kept[n] for n in names})
         if op == Op.FIT:
             names = self.program.sendable(str(settings.get("send", "none")))
-            reply = self._checked(got, op, self._shapes(set(names) & self.trained), num_train, -1)
+            if all(name in message.tree for name in names):
+                self.based = {name: message.tree[name] for name in names}
+            shapes = self._shapes(set(names) & self.trained)
+            is_coded = "code" in settings
+            if is_coded and not set(names) <= self.trained:
+                raise EngineError(
+                    f"a device on firmware doesn't train all of {settings['send']!r}, so it can't code it"
+                )
+            if is_coded:
+                shapes = {UPDATE: (sum(math.prod(shape) for shape in shapes.values()),)}
+            reply = self._checked(got, op, shapes, num_train, -1)
             if not int(settings.get("steps", 0)) and reply.metrics["rows"] != num_train * int(
                 settings.get("epochs", 1)
             ):
                 raise Refused(f"it says it trained on {reply.metrics['rows']:g} rows and has {num_train}")
+            if is_coded:
+                return self._uncoded(reply, got, names, message)
             whole = {**known, **self.kept, **message.tree, **reply.tree}
             return replace(reply, tree={name: whole[name] for name in names})
         if op == Op.BACKWARD:
@@ -579,6 +604,33 @@ class Remote:
         if op == Op.PREDICT:
             return self._checked(got, op, {"logits": (num, *self.out_shape)}, num, num)
         return self._checked(got, op, {}, num, num)
+
+    def _as_coded(self, message: Message, tree: Tree) -> tuple[Tree, dict[str, Coded]]:
+        """Gives a message's tensors as they travel: coded as the link coded them, if the device holds what they are a
+        difference to."""
+        how = message.coded[0] if message.coded else None
+        sent = self.program.sendable(str(message.settings.get("send", "none")))
+        if (
+            how is None
+            or not how.base
+            or how.names != tuple(self._ordered(set(sent)))
+            or not set(how.names) <= self.trained
+        ):
+            return tree, {}
+        if not all(name in self.based and torch.equal(self.based[name], how.base[name]) for name in how.names):
+            return tree, {}
+        num = sum(tree[name].numel() for name in how.names)
+        others = {name: value for name, value in tree.items() if name not in how.names}
+        return {UPDATE: torch.zeros(num), **others}, {UPDATE: Coded((num,), how.data)}
+
+    def _uncoded(self, reply: Reply, got: Frame, names: tuple[str, ...], message: Message) -> Reply:
+        """Gives a reply whose weights came coded, under their names again; the link takes its bytes as they are."""
+        is_delta = int(message.settings["code"]) >> 8 & 1
+        parts = torch.split(reply.tree[UPDATE], [self.program.initial[name].numel() for name in names])
+        tree = {n: part.reshape(self.program.initial[n].shape) for n, part in zip(names, parts, strict=True)}
+        if is_delta:
+            tree = {name: message.tree[name] + value for name, value in tree.items()}
+        return replace(reply, tree=tree, coded=got.coded[UPDATE].data)
 
     def _settings_of(self, op: Op, settings: Settings) -> Settings:
         return {"send": "whole", **settings} if op == Op.READ else settings

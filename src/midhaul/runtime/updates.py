@@ -31,7 +31,7 @@ from midhaul.link import lowrank, update
 from midhaul.link.bits import Floats
 from midhaul.link.compress import Coded
 from midhaul.link.update import Stages
-from midhaul.message import UPDATE, Kind, Op, Reply, Settings, kind_of
+from midhaul.message import UPDATE, CodedWeights, Kind, Op, Reply, Settings, kind_of
 from midhaul.tree import Tree
 
 _STREAM = 1 << 22  # the streams of updates lie above those of rows
@@ -48,6 +48,13 @@ class Sent:
     coded: dict[str, Coded]
     names: tuple[str, ...] = ()
     base: Tree | None = None  # what the coded numbers are a difference to
+
+    @property
+    def as_coded(self) -> CodedWeights | None:
+        """What an engine is told of weights that travelled coded."""
+        if UPDATE not in self.coded:
+            return None
+        return CodedWeights(self.coded[UPDATE].data, self.names, self.base or {})
 
 
 class Updates:
@@ -123,7 +130,8 @@ class Updates:
             names = tuple(_weights(reply))
             vector = _flat(reply, names)
             coded = {UPDATE: Coded((len(vector),), own, self.up.macs(len(vector)))}
-            return Sent({UPDATE: torch.from_numpy(vector), **_others(reply, names)}, coded, names, base)
+            whole = {UPDATE: torch.from_numpy(vector), **_others(reply, names)}
+            return Sent(whole, coded, names, base if self.up.delta else None)
         return self._coded(self.up, reply, base, key._replace(device=device), turn, up=True)
 
     def came_up(self, sent: Sent, reply: Tree, got: Tree, device: int, *, own: bool = False) -> Tree:
