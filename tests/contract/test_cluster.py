@@ -68,6 +68,32 @@ class Here(Workers):
         return done
 
 
+class Leaving(Here):
+    """Two workers on two machines, one of which goes away when the first chunk is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.retries, self.told, self.asked = 1, list[str](), list[int]()
+        self.tell = self.told.append
+        self.actors = []
+
+    def do(self, orders: Any, tree: Arrays) -> list[Done]:
+        return Workers.do(self, orders, tree)
+
+    def _deal(self, orders: Any, shared: Any, done: list[Done]) -> None:
+        self.asked.append(len(orders))
+        first = len(self.asked) == 1
+        done += Here.do(self, orders[:1] if first else orders, shared.thing)
+        if first:
+            raise processes._Gone
+
+    def _room(self) -> int:
+        return 1
+
+    def _start(self) -> None:
+        pass
+
+
 class Store:
     def put(self, thing: Any) -> Any:
         return type("Reference", (), {"thing": thing})()
@@ -218,6 +244,14 @@ def test_what_devices_remember_outlives_every_worker(workers: Workers) -> None:
         ends.append(on.dump())
     assert any(name.startswith("momentum/") for name in ends[1])
     assert tree.sha256(ends[0]) == tree.sha256(ends[1])
+
+
+def test_a_machine_that_goes_away_costs_what_it_had_in_hand() -> None:
+    workers = Leaving()
+    same(trained("local", None, rounds=1), trained("local", workers, rounds=1))
+    assert workers.asked[:2] == [2, 1]  # the largest device, which was done, and the others
+    assert workers.told == ["round 1: a machine went away; going on with 1 of 2 workers"]
+    assert (workers.num, workers.repeated) == (1, 1)
 
 
 def test_a_chunk_that_kills_every_worker_is_given_up(workers: Workers, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class Workers:
     Raises: DependencyError without Ray.
     """
 
-    patience_s = 20.0  # without a result, until it is asked whether the cluster has lost machines
+    patience_s = 30.0  # without a result, until it is asked whether a machine went away; Ray notices in about so long
     start_s = 300.0  # until workers that other jobs leave no room for are given up
 
     def __init__(self, num: int = 0, address: str = "", threads: int = 1, retries: int = RETRIES) -> None:
@@ -175,8 +175,6 @@ class Workers:
             except TimeoutError:
                 if self._room() < self.num:
                     raise _Gone from None
-            except errors.ActorUnavailableError:
-                raise _Gone from None
             except errors.RayTaskError as error:
                 if isinstance(error.cause, MidhaulError):
                     raise error.cause from None
@@ -187,6 +185,8 @@ class Workers:
                     ) from None
                 raise
             except errors.RayActorError as error:
+                if self._lost_a_machine():
+                    raise _Gone from None
                 raise EngineError(
                     f"a worker died {self.retries + 1} times at the same chunk of devices ({_first_line(error)}); "
                     "if it ran out of memory, lower run.memory or run.workers"
@@ -194,11 +194,22 @@ class Workers:
             except errors.RayError as error:
                 raise EngineError(f"Ray gave up a chunk of devices: {_first_line(error)}") from None
 
-    def _replace(self, number: int) -> None:
-        """Starts workers anew on the machines that are left, once Ray has noticed which these are."""
+    def _lost_a_machine(self) -> bool:
+        """Tells what Ray can't at once, for it looks alike: whether a machine went away, or a process that is back."""
         ends = time.monotonic() + self.patience_s
         while self._room() >= self.num and time.monotonic() < ends:
-            time.sleep(0.5)
+            asked = [actor.about.remote() for actor in self.actors]
+            ready, late = self.ray.wait(asked, num_returns=len(asked), timeout=1.0)
+            try:
+                self.ray.get(ready)
+                if not late:
+                    return False
+            except self.ray.exceptions.RayActorError:
+                time.sleep(0.5)
+        return self._room() < self.num
+
+    def _replace(self, number: int) -> None:
+        """Starts workers anew on the machines that are left."""
         had, self.num = self.num, min(self.num, self._room())
         self.tell(f"round {number}: a machine went away; going on with {self.num} of {had} workers")
         for actor in self.actors:
