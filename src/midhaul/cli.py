@@ -140,8 +140,17 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _begin(settings: Config) -> None:
+    """Has the compiled kernels built while torch is imported."""
+    if settings.run.engine != "loop" and settings.run.kernels != "torch":
+        from midhaul.runtime.native import library
+
+        library.begin()
+
+
 def _run(chosen: argparse.Namespace) -> None:
     settings = _config(chosen)
+    _begin(settings)
     from midhaul import train
 
     out = chosen.out or Path("runs") / f"{chosen.config.stem}-{settings.scheme.name}-{settings.run.seed}"
@@ -163,6 +172,7 @@ def _compare(chosen: argparse.Namespace) -> None:
     seeds = _whole_numbers(chosen.seeds, "--seeds") or [settings.run.seed]
     if not names:
         raise ConfigError("--schemes names no scheme; see `midhaul schemes`")
+    _begin(settings)
     from midhaul import plant, train
 
     out = chosen.out or Path("runs") / chosen.config.stem

@@ -140,6 +140,7 @@ class _Run:
         coder = plant.coding.coders[Kind.ACTIVATIONS]
         self.tested = AsDelivered(plant.engine, coder, config.scheme.batch) if coder else plant.engine
         self.wall_s, self.train_s = 0.0, 0.0
+        self.kernels: dict[str, str] = {}  # what computed each op before the run was resumed
         self.scores: Summary = {}
         self.target: Summary = {"accuracy": config.run.target_accuracy} | dict.fromkeys(_TARGET)
         self.start: Summary = {}  # the accuracies before the first round, where the scheme tests its large model
@@ -196,7 +197,10 @@ class _Run:
     def _kernels(self) -> dict[str, str]:
         """Says what computed each op in simulation: the compiled kernels, or torch and why."""
         engine = self.plant.engine.simulated if isinstance(self.plant.engine, Firmware) else self.plant.engine
-        return {op: by for kernels in kernels_of(engine) for op, by in kernels.told().items()}
+        now = {op: by for kernels in kernels_of(engine) for op, by in kernels.told().items()}
+        return dict(
+            sorted({**now, **{op: by for op, by in self.kernels.items() if by != "native" or op not in now}}.items())
+        )
 
     def _tell_kernels(self) -> None:
         if self.plant.config.run.kernels == "auto":
@@ -258,6 +262,7 @@ class _Run:
             self.wall_s, self.train_s = float(scalars["wall_s"]), float(scalars["train_s"])
             self.scores, self.start = dict(scalars["scores"]), dict(scalars["start"])
             self.target = dict(scalars["target"])
+            self.kernels = dict(scalars.get("kernels", {}))
             size = int(scalars["metrics_bytes"])
             if self.firmware is not None:
                 self.firmware.events = [dict(event) for event in scalars["device_events"]]
@@ -293,6 +298,7 @@ class _Run:
             "scores": self.scores,
             "start": self.start,
             "target": self.target,
+            "kernels": self._kernels(),
             "metrics_bytes": (self.out / "metrics.jsonl").stat().st_size,
         }
         devices = self.plant.engine.dump()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from midhaul import budget, checkpoint, train
 from midhaul.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ from midhaul.cli import main
 from midhaul.config import Config
 from midhaul.errors import CheckpointError, ConfigError, EngineError
 from midhaul.message import Op
+from midhaul.runtime.native import library
 from midhaul.schemes import SCHEMES
 from midhaul.server import Server
 
@@ -68,6 +70,25 @@ def test_resumed_equals_uninterrupted_to_the_bit(name: str, engine: str, tmp_pat
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
     for path in (tmp_path / "whole" / "model").iterdir():
         assert (tmp_path / "cut" / "model" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_run_says_what_computed_its_ops(tmp_path: Path) -> None:
+    def told(module: nn.Module, **changes: object) -> tuple[list[str], dict[str, str]]:
+        lines: list[str] = []
+        done = train.run(config(run_rounds=2, **changes), tell=lines.append, module=module)
+        return [line for line in lines if "computed" in line], done.summary["kernels"]
+
+    known = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10))
+    assert told(other, run_kernels="torch") == ([], dict.fromkeys(("FIT", "EVALUATE"), "torch: run.kernels is torch"))
+    why = "torch: the kernels have no layer Tanh"
+    lines, by = told(other)
+    assert (sorted(lines), by) == (
+        [f"{op} is computed by {why}" for op in ("EVALUATE", "FIT")],
+        {"FIT": why, "EVALUATE": why},
+    )
+    if not library.missing():
+        assert told(known) == ([], {"FIT": "native", "EVALUATE": "native"})
 
 
 def test_killed_five_times_ends_with_the_same_model(tmp_path: Path) -> None:

@@ -237,7 +237,9 @@ class Chunk:
             names = self.program.names(str(self.settings.get("train", "front")))
             weights = {name: self._stacked(name)[active] for name in names}
             if self.fleet.kernels.refusal(self.message, self.source, trains=True) is None:
-                slopes, updated = self.fleet.kernels.pull(self, active, names, self.message.each["g"][active])
+                g = self.message.each["g"]
+                g = g if len(active) == len(g) else g[active]
+                slopes, updated = self.fleet.kernels.pull(self, active, names, g)
             else:
                 slopes, updated = self._pulled(active, weights)
             self._step(active, weights, slopes)

@@ -91,6 +91,8 @@ class Kernels:
             pieces = [distinct[first : first + PIECE] for first in range(0, len(distinct), PIECE)]
             flat = self._flat(made, part, source, pieces, training)[torch.from_numpy(back)]
         counts = [len(r) for r in rows]
+        if len(set(counts)) == 1:  # nothing to pad
+            return flat.reshape(len(rows), counts[0], *made.shape)
         out = flat.new_zeros((len(rows), max(counts, default=0), *made.shape))
         out[torch.arange(out.shape[1])[None, :] < torch.tensor(counts)[:, None]] = flat
         return out
@@ -114,7 +116,8 @@ class Kernels:
         end = self._room((*names, *made.renewed), len(active))
         call.parameters(part.shared, {name: value[active] for name, value in part.each.items()}, names, end)
         counts = torch.tensor([len(r) for r in rows])
-        flat = g[torch.arange(g.shape[1])[None, :] < counts[:, None]]
+        padded = int(counts.min()) < g.shape[1]
+        flat = g[torch.arange(g.shape[1])[None, :] < counts[:, None]] if padded else g.flatten(0, 1)
         call.job.training = True
         call.run("mk_pull", slopes=flat.float().contiguous())
         return {name: end[name] for name in names}, {name: end[name] for name in made.renewed}

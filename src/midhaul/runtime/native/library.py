@@ -101,6 +101,11 @@ def missing() -> str:
     return ""
 
 
+def begin() -> None:
+    """Has the library built, if it must be, while the caller goes on: importing torch takes as long."""
+    threading.Thread(target=missing, daemon=True).start()
+
+
 def run(name: str, job: Job) -> None:
     """Runs a job. Raises: EngineError if memory ran out."""
     if getattr(load(), name)(ctypes.byref(job)):

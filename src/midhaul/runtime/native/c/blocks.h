@@ -34,7 +34,7 @@ typedef struct {
 
 void mk_outer_f32(const mk_outer *p, const float *a, const float *g, float *w);
 
-/* to[c][r] = from[r][c]; zeros in to[c][rows ..< ldt]. */
+/* to[c][r] = from[r][c]; what lies behind `rows` numbers of a row of `to` stays as it is. */
 void mk_transpose_f32(const float *from, int64_t rows, int64_t columns, int64_t ldf, float *to, int64_t ldt);
 
 #endif

@@ -118,13 +118,3 @@ void mk_product_f32(const mk_product *p, const float *const *a, float *const *c)
         v += wide;
     }
 }
-
-void mk_transpose_f32(const float *from, int64_t rows, int64_t columns, int64_t ldf, float *to, int64_t ldt)
-{
-    for (int64_t r0 = 0; r0 < ldt; r0 += 16) {
-        int64_t r1 = r0 + 16 < ldt ? r0 + 16 : ldt;
-        for (int64_t c = 0; c < columns; c++)
-            for (int64_t r = r0; r < r1; r++)
-                to[c * ldt + r] = r < rows ? from[r * ldf + c] : 0.0f;
-    }
-}

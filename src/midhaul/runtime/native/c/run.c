@@ -29,6 +29,10 @@ static void pack(const mk_parameter *p, const float *from, float *to)
 static void unpack(const mk_parameter *p, const float *from, float *to)
 {
     int64_t size = p->in * p->taps, ldw = rounded(p->out);
+    if (p->taps == 1) {
+        mk_transpose_f32(from, p->in, p->out, ldw, to, p->in);
+        return;
+    }
     for (int64_t o = 0; o < p->out; o += MK_LANES) {
         int64_t num = p->out - o < MK_LANES ? p->out - o : MK_LANES;
         for (int64_t i = 0, j = 0; i < p->in; i++)
@@ -189,23 +193,27 @@ void mk_end(mk_thread *t, int64_t device, int gradient)
 }
 
 /* torch's [channels][height][width] to an image inside, or back. */
-static void image_in(float *to, int64_t row, int32_t h, int32_t w, int64_t channels, const float *from)
+static void image_in(float *to, int64_t row, int64_t h, int64_t w, int64_t channels, const float *from)
 {
-    for (int32_t y = 0; y < h; y++) {
+    if (row == w * channels) { /* no padding beside it */
+        mk_transpose_f32(from, channels, h * w, h * w, to, channels);
+        return;
+    }
+    for (int64_t y = 0; y < h; y++)
         if (channels == 1)
             memcpy(to + y * row, from + y * w, (size_t)w * sizeof(float));
-        for (int32_t x = 0; x < w && channels > 1; x++)
-            for (int64_t c = 0; c < channels; c++)
-                to[y * row + x * channels + c] = from[(c * h + y) * w + x];
-    }
+        else
+            mk_transpose_f32(from + y * w, channels, w, h * w, to + y * row, channels);
 }
 
-static void image_out(const float *from, int64_t row, int32_t h, int32_t w, int64_t channels, float *to)
+static void image_out(const float *from, int64_t row, int64_t h, int64_t w, int64_t channels, float *to)
 {
-    for (int32_t y = 0; y < h; y++)
-        for (int32_t x = 0; x < w; x++)
-            for (int64_t c = 0; c < channels; c++)
-                to[(c * h + y) * w + x] = from[y * row + x * channels + c];
+    if (row == w * channels) {
+        mk_transpose_f32(from, h * w, channels, channels, to, h * w);
+        return;
+    }
+    for (int64_t y = 0; y < h; y++)
+        mk_transpose_f32(from + y * row, w, channels, channels, to + y * w, h * w);
 }
 
 static void bytes_in(float *to, int64_t row, const mk_layer *l, const uint8_t *from, const float *levels)

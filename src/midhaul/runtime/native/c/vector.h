@@ -9,7 +9,6 @@
 #include <string.h>
 
 #if defined(__AVX512F__)
-#include <immintrin.h>
 #define MK_LANES 16
 #define MK_ROWS 14 /* rows of a block two vectors wide: with the two vectors and a broadcast they fill the registers */
 #elif defined(__AVX__)
@@ -46,11 +45,21 @@ MK_INLINE vf all(float x)
     return x - (vf){0};
 }
 
+/* Masked moves by gcc's own names for them: <immintrin.h> would be most of what there is to compile. */
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#define MK_STORE_MASK(p, v, mask) __builtin_ia32_storeups512_mask(p, v, mask)
+#define MK_LOAD_MASK(p, mask) __builtin_ia32_loadups512_mask(p, (vf){0}, mask)
+#elif defined(__AVX512F__)
+#include <immintrin.h>
+#define MK_STORE_MASK(p, v, mask) _mm512_mask_storeu_ps(p, mask, (__m512)(v))
+#define MK_LOAD_MASK(p, mask) (vf) _mm512_maskz_loadu_ps(mask, p)
+#endif
+
 /* Stores the first `num` lanes alone. */
 MK_INLINE void store_first(float *p, vf v, int num)
 {
-#if defined(__AVX512F__)
-    _mm512_mask_storeu_ps(p, (__mmask16)((1u << num) - 1u), (__m512)v);
+#ifdef MK_STORE_MASK
+    MK_STORE_MASK(p, v, (uint16_t)((1u << num) - 1u));
 #else
     memcpy(p, &v, (size_t)num * sizeof(float));
 #endif
@@ -59,8 +68,8 @@ MK_INLINE void store_first(float *p, vf v, int num)
 /* Loads the first `num` lanes alone; the others are 0. */
 MK_INLINE vf load_first(const float *p, int num)
 {
-#if defined(__AVX512F__)
-    return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << num) - 1u), p);
+#ifdef MK_LOAD_MASK
+    return MK_LOAD_MASK(p, (uint16_t)((1u << num) - 1u));
 #else
     vf v = {0};
     memcpy(&v, p, (size_t)num * sizeof(float));
