@@ -30,7 +30,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "digits": {"tiny_model": "mlp", "data_partition": "dirichlet", "data_alpha": 0.5},
     "har": {"tiny_model": "mlp", "data_partition": "dirichlet", "data_alpha": 0.5, "data_max_rows": 100},
 }
-TARGETS = {"fashion_mnist": 0.75, "digits": 0.85, "har": 0.80}
+TARGETS = {"fashion_mnist": 0.68, "digits": 0.85, "har": 0.80}
 
 
 def cell(num: int, seed: int, *, circuits: bool) -> tuple[Uplinks, float]:

@@ -387,6 +387,15 @@ class LinkConfig:
         "receiving, waiting, sleeping and waking, and the board asleep",
         choices=("transfer", "states"),
     )
+    allocation: str = option(
+        "own",
+        "how the devices of a step share the band up: each as its radio has it, one after another, equal parts, parts "
+        "for the least energy by the round's deadline, or for the least time; all but own want link.energy = states",
+        choices=("own", "turns", "equal", "min_energy", "min_time"),
+    )
+    slack: float = option(
+        3.0, "min_energy without fleet.round_deadline_s: how many times the least time sending may take", low=1.0
+    )
     cell: str = option(
         "none",
         "the cell that devices with cellular radios are in (3GPP TR 38.901); umi: street canyons, uma: over roofs; "

@@ -34,7 +34,7 @@ from midhaul.models.int8 import Int8Front
 from midhaul.models.prepare import Prepared, prepare
 from midhaul.models.rates import WithRates
 from midhaul.program import Examples, Population, Program
-from midhaul.runtime import choosing, drift, firmware, memory, participation
+from midhaul.runtime import band, choosing, drift, firmware, memory, participation
 from midhaul.runtime.blobs import DeviceBlobs
 from midhaul.runtime.cluster import Cluster
 from midhaul.runtime.coding import Coding, plan_coding
@@ -117,6 +117,7 @@ def build(
         )
     participation.check(chosen, config)
     choosing.check(chosen, config)
+    band.check(config)
     schedule.check(config)
     variants.names(config.fleet.board)
     if config.run.threads:

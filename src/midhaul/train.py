@@ -21,11 +21,13 @@ from midhaul.data import Dataset
 from midhaul.errors import CheckpointError, ConfigError, DataError, MidhaulError
 from midhaul.fleet import Group
 from midhaul.kit import Scheme
+from midhaul.link import energy
 from midhaul.link.radio import Radio
 from midhaul.message import Kind, Replies
 from midhaul.models import count
 from midhaul.plant import Plant, build, settle
 from midhaul.runtime.asynchronous import Asynchronous
+from midhaul.runtime.band import Band
 from midhaul.runtime.choosing import Choosing
 from midhaul.runtime.coding import AsDelivered
 from midhaul.runtime.drift import Watch
@@ -105,6 +107,8 @@ def behind_link(plant: Plant, ledger: Ledger, out: Path | None = None) -> Partic
     config, groups = plant.config, plant.kit.groups
     link, held_j = config.link, batteries(config, groups)
     spending = Spending(ledger, groups, states=link.energy == "states", battery_j=held_j)
+    powers = {device: energy.get(group.radio.name) for group in groups for device in group.devices}
+    shared = None if link.allocation == "own" else Band(link.allocation, link.slack, plant.around, powers)
     over_link = OverLink(
         plant.engine,
         plant.kit.program,
@@ -117,6 +121,7 @@ def behind_link(plant: Plant, ledger: Ledger, out: Path | None = None) -> Partic
         coding=plant.coding,
         around=plant.around,
         spending=spending,
+        band=shared,
         log=FrameLog(out / "frames") if out is not None and link.keep_frames else None,
     )
     return Participation(
@@ -133,6 +138,8 @@ class _Run:
         self.ledger = Ledger()
         there = behind_link(plant, self.ledger, out)
         self.choosing = there.choosing
+        if there.band is not None:
+            there.band.tell = tell
         self.flying = None if config.fleet.mode == "synchronous" else Asynchronous(there, plant.kit)
         self.fleet = self.flying or there
         self.there = there

@@ -753,7 +753,7 @@ def test_where_joules_went_and_what_an_accuracy_cost_is_told(tmp_path: Path) -> 
     for text in (
         "What the accuracy cost",
         "Where joules and seconds went",
-        "60 % of 9.3 J went into sending.",
+        "59 % of 9.3 J went into sending.",
         "since round 3",
     ):
         assert text in told

@@ -159,9 +159,10 @@ def min_energy(links: Uplinks, bandwidth_hz: float, deadline_s: float) -> Alloca
     least = _least_bandwidth(links, deadline_s)
     if float(least.sum()) > band * (1.0 + 1e-12) or bool((links.ready_s > deadline_s).any()):
         nearest_s = soonest(links, bandwidth_hz)
+        num = f"{len(links)} devices" if len(links) > 1 else "a device alone"
         raise ScheduleError(
-            f"{len(links)} devices can't have sent all by {format_seconds(deadline_s)} in {band:g} Hz; the soonest "
-            f"deadline that they can keep is {nearest_s:.6g} s",
+            f"{num} can't have sent all by {format_seconds(deadline_s)} in {band / 1e6:.4g} MHz; the soonest "
+            f"deadline that can be kept is {nearest_s:.6g} s",
             nearest_s,
         )
     if not sending.any():
@@ -169,6 +170,16 @@ def min_energy(links: Uplinks, bandwidth_hz: float, deadline_s: float) -> Alloca
     share = np.zeros(len(links))
     share[sending] = _Slopes(links.of(sending), least[sending], deadline_s).bandwidth(band)
     return _sent(links, share, deadline_s)
+
+
+def admitted(links: Uplinks, bandwidth_hz: float, deadline_s: float) -> Mask:
+    """Gives the most devices that can all keep the deadline: those that need least of the band. Shapes: [K]."""
+    least = _least_bandwidth(links, deadline_s)
+    order = np.argsort(least, kind="stable")
+    fits = np.cumsum(least[order]) <= _band(bandwidth_hz)
+    chosen = np.zeros(len(links), np.bool_)
+    chosen[order[fits]] = True
+    return chosen & (links.ready_s <= deadline_s)
 
 
 def in_turns(links: Uplinks, bandwidth_hz: float, deadline_s: float = math.inf) -> Allocation:
@@ -335,5 +346,5 @@ def _scaled(share: Array, band: float) -> Array:
 
 def _band(bandwidth_hz: float) -> float:
     if not 0.0 < bandwidth_hz < math.inf:
-        raise ConfigError(f"a shared band has a bandwidth above 0 Hz, not {bandwidth_hz}; set link.bandwidth_hz")
+        raise ConfigError(f"a shared band has a bandwidth above 0 Hz, not {bandwidth_hz}; set link.bandwidth_mhz")
     return float(bandwidth_hz)

@@ -8,7 +8,7 @@ its slowest device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +26,7 @@ from midhaul.link.radio import Radio
 from midhaul.message import ROW_KINDS, UPDATE, Message, Op, Replies, Reply, Settings, gather, join, pad_rows
 from midhaul.models import count
 from midhaul.program import Program
+from midhaul.runtime.band import Band, Upload
 from midhaul.runtime.coding import Coding
 from midhaul.runtime.ledger import Kinds, Ledger
 from midhaul.runtime.spending import Spending
@@ -55,6 +56,7 @@ class _Step:
 
     seconds: dict[int, float] = field(default_factory=dict)
     busy: dict[int, float] = field(default_factory=dict)
+    uploads: dict[int, int] = field(default_factory=dict)  # bytes that wait for a shared band
     answered: int = 0
     refused: int = 0
 
@@ -76,11 +78,13 @@ class OverLink:
         coding: Coding | None = None,
         around: Surroundings | None = None,
         spending: Spending | None = None,
+        band: Band | None = None,
         log: Log | None = None,
     ) -> None:
         """`groups` say which devices have another model, board or radio than those given; below 0, a loss is each
-        radio's own. `around` is what varies them, a cell or traces; `spending` charges what they do. `log` is given the
-        bytes of each frame, as often as it is sent, with its round and whether it goes up."""
+        radio's own. `around` is what varies them, a cell or traces; `spending` charges what they do. `band` is
+        shared on the way up, where it is. `log` is given the bytes of each frame, as often as it is sent, with its
+        round and whether it goes up."""
         self.fleet = fleet
         self.loss = loss
         self.retries = retries
@@ -98,7 +102,11 @@ class OverLink:
         self._still = {device: Conditions(group.radio) for device, group in self._group.items()}
         self._now: dict[int, Conditions] = {}  # of the devices in the step under way, where anything varies
         self.updates = self.coding.updates
+        self.band = band
         self.log = log
+        self.pace: Callable[[int], float] = lambda device: 1.0  # what a device's seconds are multiplied by
+        self.elapsed: Mapping[int, float] = {}  # of each device in the round so far
+        self.deadline_s = math.inf  # of the round
         self._turn = (-1, 0)  # the round, and the exchanges made in it
         self.seconds: dict[int, tuple[float, float]] = {}  # on air and computing, of each device in the last exchange
 
@@ -125,15 +133,44 @@ class OverLink:
             asked = [device for _, devices in parts for device in devices]
             self._now = self.around.at(key.round, self.ledger.simulated_seconds, asked)
         given = [join([self._deliver(*own, key, step) for own in self._split(*part)] or [gather({})]) for part in parts]
+        for device in step.seconds:
+            step.seconds[device] *= self.pace(device)
+            step.busy[device] = step.busy.get(device, 0.0) * self.pace(device)
+        if self.band is not None and step.uploads:
+            given = self._share(self.band, given, step, key)
         self.ledger.air_seconds += max(step.seconds.values(), default=0.0)
         self.ledger.compute_seconds += max(step.busy.values(), default=0.0)
-        self.seconds = {device: (air, step.busy.get(device, 0.0)) for device, air in step.seconds.items()}
+        self.seconds = {device: (air, step.busy[device]) for device, air in step.seconds.items()}
         if step.refused and step.refused == step.answered:
             raise EngineError(
                 f"round {key.round}: all {step.refused} devices sent numbers that are not finite, so training "
                 "diverged; lower scheme.lr (or large.lr for a split scheme)"
             )
         return given
+
+    def _share(self, band: Band, given: list[Replies], step: _Step, key: rng.Key) -> list[Replies]:
+        """Lets the devices of a step send in the band that they share; gives the replies of those that could."""
+        uploads = {
+            device: Upload(num_bytes, self.elapsed.get(device, 0.0) + step.seconds[device] + step.busy[device])
+            for device, num_bytes in step.uploads.items()
+        }
+        now = {device: self._conditions(device) for device in uploads}
+        sent = band.share(
+            uploads, now, round=key.round, now_s=self.ledger.simulated_seconds, deadline_s=self.deadline_s
+        )
+        for device, own in sent.items():
+            self.spending.wait(device, own.wait_s)
+            self.spending.charge(device, "transmit", own.energy_j, own.send_s)
+            step.seconds[device] += own.wait_s + own.send_s
+        kept = [
+            [place for place, d in enumerate(part.devices) if d in sent and not self.spending.is_empty(d)]
+            for part in given
+        ]
+        self.ledger.absent += sum(len(part) - len(places) for part, places in zip(given, kept, strict=True))
+        return [
+            part if len(places) == len(part) else part.of_places(places) if places else gather({})
+            for part, places in zip(given, kept, strict=True)
+        ]
 
     def _split(self, message: Message, devices: Sequence[int]) -> list[tuple[Message, list[int]]]:
         """Gives the message for the devices with one model, for those with another, and so on."""
@@ -283,7 +320,10 @@ class OverLink:
         total, radio = self.ledger.kinds_up if up else self.ledger.kinds_down, self._conditions(device)
         for kind, num in kinds.items():
             total[str(kind)] = total.get(str(kind), 0) + tries * num
-        step.seconds[device] += self.spending.carry(device, radio, len(data), tries, up=up)
+        if up and self.band is not None:
+            step.uploads[device] = step.uploads.get(device, 0) + tries * len(data)
+        else:
+            step.seconds[device] += self.spending.carry(device, radio, len(data), tries, up=up)
         if self.log is not None:
             self.log(key.round, up, bytes(data) * tries)
 

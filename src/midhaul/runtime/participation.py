@@ -8,7 +8,7 @@ long as the slowest device on air and computing, each at a speed of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,17 +18,25 @@ from midhaul.errors import ConfigError
 from midhaul.fleet import Fleet, Part
 from midhaul.kit import Kit, Scheme
 from midhaul.message import Message, Op, Replies, Setting, gather
+from midhaul.runtime.band import Band
 from midhaul.runtime.choosing import Choosing
 from midhaul.runtime.ledger import Ledger
 from midhaul.runtime.spending import Spending
 
 
 class Metered(Fleet, Protocol):
-    """A fleet that says what an exchange took: seconds on air and computing of each device in the last one."""
+    """A fleet that says what an exchange took: seconds on air and computing of each device in the last one.
+
+    It is told how slow each device is (`pace`), how much of the round's time it has used, and when that ends.
+    """
 
     ledger: Ledger
     spending: Spending
+    band: Band | None
     seconds: dict[int, tuple[float, float]]
+    pace: Callable[[int], float]
+    elapsed: Mapping[int, float]
+    deadline_s: float
 
 
 def check(scheme: Scheme, config: Config) -> None:
@@ -70,7 +78,7 @@ class Participation:
     ) -> None:
         self.fleet = fleet
         self.kit = kit
-        self.spending = fleet.spending
+        self.spending, self.band = fleet.spending, fleet.band
         self.choosing = choosing
         if choosing is not None:
             choosing.is_gone = fleet.spending.is_empty
@@ -117,6 +125,8 @@ class Participation:
             began_s = self.ledger.simulated_seconds
             self.spending.rest_until(asked, began_s)
             before = {device: self.ledger.joules.get(str(device), 0.0) for device in asked}
+            self.fleet.pace = lambda device: self.speed(device, key.seed)
+            self.fleet.elapsed, self.fleet.deadline_s = self._elapsed, self._deadline(key)
             replies = self.fleet.exchange_parts(list(there.values()), key=key)
             self._tick(key)
             for device, spent in self.seconds.items():
@@ -201,8 +211,7 @@ class Participation:
 
     def _tick(self, key: rng.Key) -> None:
         """Moves the clock on by the slowest device of a step, or to the deadline."""
-        speeds = {device: self.speed(device, key.seed) for device in self.fleet.seconds}
-        self.seconds = {d: (air * speeds[d], busy * speeds[d]) for d, (air, busy) in self.fleet.seconds.items()}
+        self.seconds = dict(self.fleet.seconds)
         deadline, longest, elapsed = self._deadline(key), 0.0, self._elapsed
         for device, (air, busy) in self.seconds.items():
             before = elapsed.get(device, 0.0)

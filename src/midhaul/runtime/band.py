@@ -1,0 +1,224 @@
+"""A band that the devices of a step share on their way up: who sends when, in how many Hz, with what power.
+
+Once all of a step's replies are made, and their bytes and the times at which each is ready are known, the band is
+parted by `link.allocation`; each device then takes the time that its channel really needs for what it was given, by the
+tables of its modem (`link/channel.py`), and spends what its radio draws.
+
+In a cell, what an allocation knows of a channel is Shannon's rate at the gain at which that is the channel's own rate,
+found again for what was allocated last; a few turns suffice. Limits: the band of a device's own cell is shared, and
+what a narrow modem can't take of its part is left empty; ways down aren't shared but by the cell's fair shares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from midhaul.config import Config
+from midhaul.errors import ConfigError
+from midhaul.link import schedule
+from midhaul.link.channel import Channel, Ints
+from midhaul.link.conditions import Conditions, Surroundings
+from midhaul.link.energy import PowerModel
+from midhaul.link.schedule import Allocation, Array, Mask, ScheduleError, Uplinks
+
+_TURNS = 4  # of finding the gain again
+_MARGIN = 0.98  # of the time until a deadline that is planned for, as the last gain is an estimate
+_NARROWEST = 0.05  # of a resource block: who gets less is given as much for less of the time
+
+
+class Upload(NamedTuple):
+    """What a device has to send, and when it is ready to. Units: bytes; seconds since the round began."""
+
+    num_bytes: int
+    ready_s: float
+
+
+class Sent(NamedTuple):
+    """How a device sent it: after waiting so long, for so long, for so much. Units: seconds, joules."""
+
+    wait_s: float
+    send_s: float
+    energy_j: float
+
+
+@dataclass
+class Band:
+    """The shared band of a run. `tell` is given a sentence the first time that a deadline can't be kept by all."""
+
+    allocation: str
+    slack: float
+    around: Surroundings | None
+    powers: Mapping[int, PowerModel]
+    tell: Callable[[str], None] = lambda line: None
+    has_told: bool = False
+
+    def share(
+        self,
+        uploads: Mapping[int, Upload],
+        conditions: Mapping[int, Conditions],
+        *,
+        round: int,
+        now_s: float,
+        deadline_s: float,
+    ) -> dict[int, Sent]:
+        """Gives how each device sent; one that isn't there was told not to, as it couldn't have been in time."""
+        cells: dict[int, list[int]] = {}
+        wired: dict[str, list[int]] = {}
+        channel = None
+        if self.around is not None and self.around.cell is not None:
+            channel = self.around.channel(round, now_s)
+            inside = {int(device): int(cell) for device, cell in zip(channel.devices, channel.cell, strict=True)}
+            for device in uploads:
+                if device in inside:
+                    cells.setdefault(inside[device], []).append(device)
+        for device in uploads:
+            if channel is None or all(device not in own for own in cells.values()):
+                wired.setdefault(conditions[device].radio.name, []).append(device)
+        given: dict[int, Sent] = {}
+        for own in wired.values():
+            given |= self._in_turns(own, uploads, conditions)
+        for own in cells.values():
+            assert channel is not None
+            given |= self._in_cell(channel.of(np.asarray(sorted(own), np.int64)), uploads, deadline_s)
+        return given
+
+    def _in_turns(
+        self, devices: list[int], uploads: Mapping[int, Upload], conditions: Mapping[int, Conditions]
+    ) -> dict[int, Sent]:
+        """Gives devices of one kind of radio the air one after another, each at its own rate."""
+        given, free_s = {}, 0.0
+        for device in sorted(devices, key=lambda one: (uploads[one].ready_s, one)):
+            upload, now = uploads[device], conditions[device]
+            send_s = now.seconds(upload.num_bytes, up=True)
+            on_air_s = max(send_s - now.radio.delay_s, 0.0)
+            wait_s = max(free_s - upload.ready_s, 0.0)
+            free_s = upload.ready_s + wait_s + on_air_s
+            model = self.powers[device]
+            energy_j = float(model.transmit_j(on_air_s, model.power_of(now.radio.tx_w)))
+            given[device] = Sent(wait_s, send_s, energy_j)
+        return given
+
+    def _in_cell(self, channel: Channel, uploads: Mapping[int, Upload], deadline_s: float) -> dict[int, Sent]:
+        """Gives the devices of one cell their parts of its band."""
+        devices = channel.devices
+        gain = 10.0 ** ((channel.gain_db - channel.up_density_dbm_hz + 30.0) / 10.0) * channel.grid.up_share
+        there = channel.up(channel.most_blocks(), channel.most_power_dbm()).served
+        given: dict[int, Sent] = {}
+        way = self.allocation
+        for turn in range(_TURNS):
+            if not there.any():
+                return {}
+            channel, devices, gain = channel.of(devices[there]), devices[there], gain[there]
+            links = self._links(channel, uploads, gain)
+            way, found, admitted = self._allocated(
+                way, links, channel.grid.width_hz * channel.grid.up_share, deadline_s
+            )
+            rate = _rates(channel, found)
+            there = admitted & (rate > 0.0)
+            part_hz, power_w = np.where(there, found.bandwidth_hz, 1.0), np.where(there, found.power_w, 1.0)
+            nats = np.minimum(math.log(2.0) * rate / part_hz, 500.0)
+            gain = np.where(there, np.expm1(nats) * part_hz / power_w, gain)
+            if turn == _TURNS - 1:
+                given = _as_sent(devices, links, found, rate, there, in_turns=way == "turns")
+        return given
+
+    def _links(self, channel: Channel, uploads: Mapping[int, Upload], gain: Array) -> Uplinks:
+        """Gives the uplinks with what their radios draw over the share of the time that is the way up's."""
+        share, own = channel.grid.up_share, [int(device) for device in channel.devices]
+        models = [self.powers[device] for device in own]
+        return Uplinks(
+            np.asarray([8.0 * uploads[device].num_bytes for device in own]),
+            np.asarray([uploads[device].ready_s for device in own]),
+            np.maximum(gain, 1e-300),
+            np.asarray([model.max_w for model in models]),
+            np.asarray([share * model.circuit_w + (1.0 - share) * model.idle_w for model in models]),
+            np.asarray([model.efficiency / share for model in models]),
+        )
+
+    def _allocated(self, way: str, links: Uplinks, band_hz: float, deadline_s: float) -> tuple[str, Allocation, Mask]:
+        """Gives the way of sharing, its allocation, and which devices are in it.
+
+        That is all of them, unless a deadline can't be kept by all. The least energy may be that of sending one after
+        another; then that is the way from here on.
+        """
+        everyone, late_s = np.ones(len(links), np.bool_), _MARGIN * deadline_s
+        if way == "equal":
+            return way, schedule.equal(links, band_hz, late_s), everyone
+        if way == "turns":
+            return way, schedule.in_turns(links, band_hz, late_s), everyone
+        if way == "min_time":
+            return way, schedule.min_time(links, band_hz), everyone
+        if math.isinf(late_s):
+            late_s = self.slack * schedule.soonest(links, band_hz)
+        try:
+            best = schedule.cheapest(links, band_hz, late_s)
+            alone = float(best.bandwidth_hz.sum()) > 1.001 * band_hz
+            return "turns" if alone else way, best, everyone
+        except ScheduleError as error:
+            if not self.has_told:
+                self.has_told = True
+                self.tell(f"{error}; in such rounds those that need most of the band don't send")
+        chosen = schedule.admitted(links, band_hz, late_s)
+        none = np.zeros(len(links))
+        whole = Allocation(none, none.copy(), none.copy(), links.ready_s.copy(), none.copy())
+        if chosen.any():
+            part = schedule.min_energy(links.of(chosen), band_hz, late_s)
+            for name, value in vars(part).items():
+                getattr(whole, name)[chosen] = value
+        return way, whole, chosen
+
+
+def check(config: Config) -> None:
+    """Refuses an allocation without anything to go by. Raises: ConfigError."""
+    link = config.link
+    if link.allocation == "own":
+        return
+    if link.energy != "states":
+        raise ConfigError(
+            f"link.allocation = {link.allocation!r} goes by what radios draw at each power; set link.energy = 'states'"
+        )
+    if config.fleet.mode != "synchronous":
+        raise ConfigError(
+            f"with fleet.mode = {config.fleet.mode!r} devices come and go, and link.allocation = {link.allocation!r} "
+            "parts the band among those that send together; set link.allocation = 'own'"
+        )
+    if link.allocation != "turns" and link.cell == "none":
+        raise ConfigError(
+            f"link.allocation = {link.allocation!r} parts a band by the devices' channels, and a radio's own figures "
+            "have none; set link.cell, or link.allocation = 'turns'"
+        )
+
+
+def _rates(channel: Channel, found: Allocation) -> Array:
+    """Gives what devices really send with what they were given. Units: bits a second."""
+    blocks = found.bandwidth_hz / (channel.grid.block_hz * channel.grid.up_share)
+    time = np.minimum(blocks / _NARROWEST, 1.0)
+    blocks = np.minimum(np.maximum(blocks, _NARROWEST), channel.most_blocks())
+    power_dbm = 10.0 * np.log10(np.maximum(found.power_w, 1e-15)) + 30.0
+    return np.where(found.bandwidth_hz > 0.0, channel.up(blocks, power_dbm, time).rate_bps, 0.0)
+
+
+def _as_sent(
+    devices: Ints,
+    links: Uplinks,
+    found: Allocation,
+    rate: Array,
+    there: Mask,
+    *,
+    in_turns: bool,
+) -> dict[int, Sent]:
+    send_s = np.where(there, links.bits / np.maximum(rate, 1e-300), 0.0)
+    joules = send_s * (links.circuit_w + found.power_w / links.efficiency)
+    wait_s = np.zeros(len(links))
+    if in_turns:
+        free_s = 0.0
+        for place in np.argsort(links.ready_s, kind="stable"):
+            wait_s[place] = max(free_s - links.ready_s[place], 0.0)
+            free_s = links.ready_s[place] + wait_s[place] + send_s[place]
+    columns = zip(devices.tolist(), wait_s.tolist(), send_s.tolist(), joules.tolist(), there.tolist(), strict=True)
+    return {device: Sent(wait, send, spent) for device, wait, send, spent, is_there in columns if is_there}
