@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -123,6 +123,11 @@ class Kit:
         asking: frozenset[int] = getattr(fleet, "asking", frozenset())  # an engine has none, the run's fleet may
         return tuple(sorted({*drawn, *asking}))
 
+    @cached_property
+    def _held(self) -> dict[int, int]:
+        """Which program lies on each device."""
+        return {d: id(group.program) for group in self.groups for d in (*group.devices, *group.tests)}
+
     def alike(self, devices: Sequence[int]) -> list[tuple[Group, tuple[int, ...]]]:
         """Gives devices by the model that they hold: for each model a group that has it, and its devices.
 
@@ -131,7 +136,7 @@ class Kit:
         kinds: dict[int, Group] = {}
         for group in self.groups:
             kinds.setdefault(id(group.program), group)
-        held = {d: id(group.program) for group in self.groups for d in (*group.devices, *group.tests)}
+        held = self._held
         if lost := [device for device in devices if device not in held]:
             raise ModelError(f"device {lost[0]} is in no group of the kit; give Kit the groups of all devices")
         each = [(group, tuple(d for d in devices if held[d] == kind)) for kind, group in kinds.items()]

@@ -214,16 +214,21 @@ def first_of_permutation(key: Key, num: int, size: int) -> npt.NDArray[np.int64]
     last = np.arange(size - 1, 0, -1)
     other = np.zeros(size, np.int64)
     other[1:] = ((key.words(size - 1).astype(np.uint64) * (last + 1).astype(np.uint64)) >> np.uint64(32))[::-1]
-    # Sorted by (other, last); both are below 2^31, and a step that swaps a place with itself leaves what it finds.
-    steps = np.sort((other << 32) | np.arange(size))
     at, below = other[:num].copy(), np.arange(num)  # the place whose content is sought, before which step
-    open_ = np.arange(num)
-    while len(open_):
-        found = np.searchsorted(steps, (at[open_] << 32) | (below[open_] + 1))
-        step = steps[np.minimum(found, size - 1)]
-        goes_on = (found < size) & (step >> 32 == at[open_])
-        open_, step = open_[goes_on], step[goes_on] & 0xFFFFFFFF
-        at[open_], below[open_] = step, step
+    sought = np.arange(num)
+    while len(sought):
+        # Few steps touch the places that are sought: one look at all finds them, and they are sorted by (other, last).
+        wanted = np.zeros(size, np.bool_)
+        wanted[at[sought]] = True
+        steps = np.flatnonzero(wanted[other])
+        if not len(steps):
+            break
+        steps = np.sort((other[steps] << 32) | steps)  # both are below 2^31
+        found = np.searchsorted(steps, (at[sought] << 32) | (below[sought] + 1))
+        step = steps[np.minimum(found, len(steps) - 1)]
+        goes_on = (found < len(steps)) & (step >> 32 == at[sought])
+        sought, step = sought[goes_on], step[goes_on] & 0xFFFFFFFF
+        at[sought], below[sought] = step, step
     return at
 
 
