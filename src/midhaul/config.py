@@ -230,6 +230,11 @@ class SchemeConfig:
     beta1: float = option(0.9, "fedadam: decay of the first moment", low=0.0, high=0.9999)
     beta2: float = option(0.99, "fedadam: decay of the second moment", low=0.0, high=0.9999)
     tau: float = option(1e-3, "fedadam: adaptivity", above=0.0)
+    server_step: str = option(
+        "device",
+        "federated_split, cse_fsl: the server's half steps on each device's batch in turn, or once on those of all",
+        choices=("device", "cohort"),
+    )
     drop_stragglers: bool = option(True, "leave out stragglers; false: take what they did, as fedprox always does")
     temperature: float = option(3.0, "transfer, feddf, fedmd, co_learning: temperature of the distillation", above=0.0)
     soft_weight: float = option(0.7, "transfer: weight of the teacher against the labels", low=0.0, high=1.0)

@@ -176,7 +176,8 @@ class Scheme:
     `admits` are the properties of a run that it can have: cohort (it asks `Kit.cohort`), stragglers (its devices work
     in epochs or steps), dropout (its rounds close without the absent), weighting (its means count by the replies'
     weights), asynchronous (one FIT a round, whose replies are averaged into the tree that was sent). The run does the
-    rest. `keeps_stragglers`: what they did is always taken.
+    rest. `keeps_stragglers`: what they did is always taken. `one_half`: one server half is behind all devices of a
+    round, so that it can step on the batches of all at once (scheme.server_step).
     """
 
     name: str
@@ -202,6 +203,7 @@ class Scheme:
     admits: tuple[str, ...] = ("cohort", "dropout")
     keeps_stragglers: bool = False
     trains: Callable[[Server, Kit], str] | None = None
+    one_half: bool = False
 
     @property
     def needs(self) -> str:

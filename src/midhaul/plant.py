@@ -130,6 +130,12 @@ def build(
     if wants and not len(federation.public):
         raise ConfigError(f"the scheme {chosen.name} needs public data on the server; set data.public, for example 0.3")
     _check_nopeek(config, chosen, data)
+    if config.scheme.server_step == "cohort" and not chosen.one_half:
+        able = ", ".join(name for name, scheme in SCHEMES.items() if scheme.one_half)
+        raise ConfigError(
+            f"scheme.server_step = 'cohort' is for schemes with one server half behind all devices ({able}), not "
+            f"{chosen.name}; leave it out"
+        )
     drift.check(config, chosen, own_test=federation.own_test)
     if config.scheme.distill == "features" and variants.takes_body(config, chosen):
         raise ConfigError(

@@ -3,9 +3,9 @@
 Source: Thapa, Arachchige, Camtepe and Sun, "SplitFed: when federated learning meets split learning", AAAI 2022,
 algorithms 1 and 2. Version 1 has a server half for each device and averages these, and the device halves, at the end of
 a round; version 2 averages the device halves, and one server half takes the devices' batches one after another in a
-random order. Version 3, of Gawali et al., "Comparison of privacy-preserving distributed deep learning methods in
-healthcare", MIUA 2021, averages the server halves only: each device keeps a half of its own. Activations and labels
-leave the device; its examples don't.
+random order, or with scheme.server_step = "cohort" all at once. Version 3, of Gawali et al., "Comparison of
+privacy-preserving distributed deep learning methods in healthcare", MIUA 2021, averages the server halves only: each
+device keeps a half of its own. Activations and labels leave the device; its examples don't.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ FEDERATED_SPLIT = _kin(
     name="federated_split",
     title="SplitFed V2: device halves averaged, one server half",
     round=partial(round, copies=False),
+    one_half=True,
     admits=("cohort", "stragglers", "dropout", "weighting"),
 )
 FEDERATED_SPLIT_V1 = _kin(

@@ -66,6 +66,7 @@ CSE_FSL = Scheme(
     (Kind.WEIGHTS,),
     part="local",
     large="rear",
+    one_half=True,
     admits=("cohort", "dropout", "weighting"),
     engines=("loop", "stacked", "cluster"),
 )
