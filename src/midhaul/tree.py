@@ -15,6 +15,7 @@ from torch import Tensor
 from midhaul.errors import MidhaulError
 
 Tree = dict[str, Tensor]
+_BLOCK = 4096
 
 
 def of(module: torch.nn.Module) -> Tree:
@@ -90,9 +91,10 @@ def weighted_mean(stacked: Tree, weight: Tensor) -> Tree:
     share = weight.to(torch.float64) / weight.sum(dtype=torch.float64)
 
     def mean(value: Tensor) -> Tensor:
-        wide = value.to(torch.float64)
-        total: Tensor = torch.tensordot(share, wide, dims=([0], [0]))
-        return total.to(value.dtype)
+        # A block of columns in double precision stays in the cache; each sum is the one that it is in the whole.
+        parts = value.unsqueeze(-1).flatten(1).split(_BLOCK, 1)
+        totals = [torch.tensordot(share, part.to(torch.float64), dims=([0], [0])) for part in parts]
+        return torch.cat(totals).to(value.dtype).reshape(value.shape[1:])
 
     return map(stacked, mean)
 

@@ -64,3 +64,12 @@ def test_stack_and_row_undo_each_other() -> None:
     assert tree.row(tree.stack(trees), 2)["w"].tolist() == [2.0, 2.0]
     assert tree.num_parameters(trees[0]) == 2
     assert tree.num_bytes(trees[0]) == 8
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4095,), (4096,), (62, 1568)])
+@pytest.mark.parametrize("num", [1, 2, 50])
+def test_the_mean_in_blocks_is_the_mean_in_one(num, shape):
+    stacked, weight = torch.randn(num, *shape), torch.rand(num).double()
+    share = weight / weight.sum()
+    whole = torch.tensordot(share, stacked.double(), dims=([0], [0])).float()
+    assert torch.equal(tree.weighted_mean({"w": stacked}, weight)["w"], whole)

@@ -72,8 +72,9 @@ class Spending:
                 energy_j = left
                 ledger.gone.setdefault(name, self.round)
         ledger.joules[name] = spent + energy_j
-        _add(ledger.joules_of[what], name, energy_j)
-        _add(ledger.seconds_of[what], name, seconds)
+        joules, busy = ledger.joules_of[what], ledger.seconds_of[what]
+        joules[name] = joules.get(name, 0.0) + energy_j
+        busy[name] = busy.get(name, 0.0) + seconds
 
     def is_empty(self, device: int) -> bool:
         """Tells whether a device's battery is."""
@@ -121,7 +122,3 @@ class Spending:
             more_j = max(whole_j - charged_j, 0.0)
             self.charge(device, "idle", more_j, gap_s - charged_s)
             self.ledger.rests[str(device)] = [since_s, charged_j + more_j, gap_s]
-
-
-def _add(total: dict[str, float], name: str, value: float) -> None:
-    total[name] = total.get(name, 0.0) + value

@@ -1,0 +1,145 @@
+"""Where a round of midhaul goes, part by part. `python -m benchmarks.simulation.profile --workloads W1,W3`
+
+Each part's own time, less that of the parts it calls: CPU time of the thread that runs the round, on one thread, the
+median of some rounds. With `--perf` the rounds run under `perf stat`, where that exists and the machine has counters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.simulation.__main__ import OUT
+from benchmarks.simulation.works import WORKS, build, write
+from midhaul import halves, rng, server, tree
+from midhaul.kit import Kit
+from midhaul.link import frame, frames
+from midhaul.runtime.ledger import Ledger
+from midhaul.runtime.native import library
+from midhaul.runtime.over_link import OverLink
+from midhaul.runtime.participation import Participation
+from midhaul.runtime.stacked import Stacked
+from midhaul.train import behind_link
+
+COUNTERS = "instructions,cycles,cache-references,cache-misses,L1-dcache-load-misses"
+PARTS: tuple[tuple[Any, str, str], ...] = (
+    (library, "run", "compiled kernels"),
+    (Stacked, "exchange", "engine around them"),
+    (frames, "pack", "frames of alike replies"),
+    (frame, "pack", "frames one by one: made"),
+    (frame, "unpack", "frames one by one: read"),
+    (OverLink, "exchange_parts", "link: charging, delivering"),
+    (Participation, "exchange_parts", "who takes part, the clock"),
+    (Kit, "cohort", "drawing the cohort"),
+    (tree, "weighted_mean", "the mean"),
+    (halves, "step_half", "the server's half: forward, backward, step"),
+)
+REST = "the scheme itself"
+
+
+class Clock:
+    """Measures parts that call one another, each without those it calls. Units: seconds."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = defaultdict(float)
+        self._open = [REST]
+        self._since = time.thread_time()
+
+    def _turn(self) -> None:
+        now = time.thread_time()
+        self.spent[self._open[-1]] += now - self._since
+        self._since = now
+
+    def around(self, owner: Any, name: str, label: str) -> None:
+        """Measures a function of a module or class from now on."""
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*given: Any, **named: Any) -> Any:
+            self._turn()
+            self._open.append(label)
+            try:
+                return inner(*given, **named)
+            finally:
+                self._turn()
+                self._open.pop()
+
+        setattr(owner, name, timed)
+
+    def take(self) -> dict[str, float]:
+        """Gives what was spent since this was last asked."""
+        self._turn()
+        spent, self.spent = dict(self.spent), defaultdict(float)
+        return spent
+
+
+def rounds(name: str, num: int, clock: Clock) -> list[dict[str, float]]:
+    """Does rounds of a workload; gives what each part took in each."""
+    folder = OUT / "work" / name
+    write(WORKS[name], folder, 1)
+    plant = build(WORKS[name], folder, 1)
+    fleet = behind_link(plant, Ledger())
+    state = plant.scheme.init(fleet, plant.kit, rng.Key(0, 0, rng.SERVER, 0))
+    found = []
+    for number in range(1, num + 3):
+        clock.take()
+        state, _ = plant.scheme.round(state, fleet, plant.kit, rng.Key(0, number, rng.SERVER, 0))
+        found.append(clock.take())
+    return found[2:]
+
+
+def table(name: str, found: list[dict[str, float]]) -> str:
+    """Gives the parts of a workload's round, the largest first."""
+    labels = {label for own in found for label in own}
+    middle = {label: statistics.median(own.get(label, 0.0) for own in found) for label in labels}
+    total = sum(middle.values())
+    lines = [f"{name}: {1e3 * total:.2f} ms a round"]
+    for label, seconds in sorted(middle.items(), key=lambda item: -item[1]):
+        if seconds >= 0.002 * total:
+            lines.append(f"  {label:44} {1e3 * seconds:9.2f} ms {100.0 * seconds / total:6.1f} %")
+    return "\n".join(lines)
+
+
+def counted(name: str, num: int) -> str:
+    """Gives what `perf stat` counts in a run of so many rounds, or why it can't."""
+    if shutil.which("perf") is None:
+        return "perf is not installed here, so nothing was counted"
+    command = ["perf", "stat", "-e", COUNTERS, sys.executable, "-m", "benchmarks.simulation.profile"]
+    command += ["--workloads", name, "--rounds", str(num)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stderr.splitlines() if any(counter in line for counter in COUNTERS.split(","))]
+    if not lines or all("not supported" in line or "not counted" in line for line in lines):
+        return f"perf counts nothing here: {lines[0].strip() if lines else done.stderr.strip()[:200]}"
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.simulation.profile", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--workloads", default=",".join(WORKS), help="which, with commas (default: all)")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds to take the median of (default: 15)")
+    parser.add_argument("--perf", action="store_true", help="count instructions and cache misses too")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    clock = Clock()
+    assert server.step_half is halves.step_half
+    for owner, name, label in PARTS:
+        clock.around(owner, name, label)
+    for name in chosen.workloads.split(","):
+        print(table(name, rounds(name, chosen.rounds, clock)) + "\n", flush=True)
+        if chosen.perf:
+            print(counted(name, chosen.rounds) + "\n", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
