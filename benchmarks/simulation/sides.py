@@ -40,7 +40,7 @@ def sides(threads: int) -> list[Side]:
     """Gives all sides, for a machine of which so many cores are used."""
     every, all_kinds = str(threads), (*FIT, "federated_split")
     one_half = "the server's half takes the clients in turn, so a second process has nothing to do"
-    no_split = "has no split learning"
+    no_split, many = "has no split learning", threads > 1
     found = [
         Side("midhaul", "midhaul", "ours.py", (every, "link"), kinds=all_kinds),
         Side("midhaul, no link", "midhaul", "ours.py", (every, "bare"), kinds=all_kinds),
@@ -54,7 +54,11 @@ def sides(threads: int) -> list[Side]:
     return [
         *found,
         Side("Flower simulation", "flower", "flower.py", (every,), "flower", why_not=no_split),
-        Side("pfl-research", "pfl", "pfl_research.py", (every,), "pfl", why_not=no_split),
+        Side("pfl-research, 1 process", "pfl", "pfl_research.py", ("1",), "pfl", why_not=no_split),
+        *(
+            [Side(f"pfl-research, {every} processes", "pfl", "pfl_research.py", (every,), "pfl", why_not=no_split)]
+            * many
+        ),
         Side("JAX by hand", "jax", "jax_by_hand.py", (every,), "jax", why_not="not written for the split", tunes=True),
         Side("FedJAX", "fedjax", "fed_jax.py", (every,), "fedjax", why_not=no_split),
         Side(

@@ -1,30 +1,57 @@
-"""pfl-research's simulation: its FederatedAveraging on its SimulatedBackend. `pfl_research.py FOLDER THREADS`
+"""pfl-research's simulation: its FederatedAveraging on its SimulatedBackend.
 
-One process: pfl's own way to many is a process a GPU.
+`pfl_research.py FOLDER PROCESSES`; with several, each has a share of the cohort and a thread: workers, in pfl's words,
+that add up their statistics through torch.distributed.
 """
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pfl
-import torch
-import torch.nn.functional as F
-import torch_model
-from pfl.aggregate.simulate import SimulatedBackend
-from pfl.aggregate.weighting import WeightByDatapoints
-from pfl.algorithm.base import NNAlgorithmParams
-from pfl.algorithm.federated_averaging import FederatedAveraging
-from pfl.callback.base import TrainingProcessCallback
-from pfl.data.dataset import Dataset
-from pfl.data.federated_dataset import FederatedDatasetBase
-from pfl.hyperparam import NNTrainHyperParams
-from pfl.metrics import Metrics
-from pfl.model.pytorch import PyTorchModel
-from protocol import Line, Task
+RANK, ADDRESSES = "PFL_WORKER_RANK", "PFL_WORKER_ADDRESSES"  # by which pfl knows its workers
+
+
+def helpers(processes: int) -> list[subprocess.Popen[str]]:
+    """Starts the other workers; it must be known who they are before pfl is imported."""
+    if processes < 2 or RANK in os.environ:
+        return []
+    ports = []
+    for _ in range(processes):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    os.environ[ADDRESSES] = ",".join(f"127.0.0.1:{port}" for port in ports)
+    os.environ[RANK] = "0"
+    command = [sys.executable, *sys.argv]
+    return [
+        subprocess.Popen(command, env={**os.environ, RANK: str(rank)}, stdin=subprocess.PIPE, text=True)
+        for rank in range(1, processes)
+    ]
+
+
+OTHERS = helpers(int(sys.argv[2])) if len(sys.argv) > 2 else []
+
+import pfl  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+import torch_model  # noqa: E402
+from pfl.aggregate.simulate import SimulatedBackend  # noqa: E402
+from pfl.aggregate.weighting import WeightByDatapoints  # noqa: E402
+from pfl.algorithm.base import NNAlgorithmParams  # noqa: E402
+from pfl.algorithm.federated_averaging import FederatedAveraging  # noqa: E402
+from pfl.callback.base import TrainingProcessCallback  # noqa: E402
+from pfl.data.dataset import Dataset  # noqa: E402
+from pfl.data.federated_dataset import FederatedDatasetBase  # noqa: E402
+from pfl.hyperparam import NNTrainHyperParams  # noqa: E402
+from pfl.metrics import Metrics  # noqa: E402
+from pfl.model.pytorch import PyTorchModel  # noqa: E402
+from protocol import Line, Task  # noqa: E402
 
 
 class Clients(FederatedDatasetBase):
@@ -38,12 +65,11 @@ class Clients(FederatedDatasetBase):
     def __next__(self) -> tuple[Dataset, int]:
         rows, labels = (torch.from_numpy(part) for part in self.task.client(self.number, self.place))
         user = int(self.task.cohorts[self.task.at(self.number), self.place])
-        self.place += 1
         return Dataset((self.x[rows], labels), user_id=str(user)), self.place
 
     def get_cohort(self, cohort_size: int) -> Iterable[tuple[Dataset, int]]:
-        self.place = 0
-        for _ in range(cohort_size):
+        rank, world = int(os.environ.get(RANK, 0)), len(os.environ.get(ADDRESSES, "").split(","))
+        for self.place in range(rank, cohort_size, world):
             yield next(self)
 
 
@@ -69,27 +95,41 @@ class OnCommand(TrainingProcessCallback):
     """Waits for the next round's command between rounds."""
 
     def __init__(self, clients: Clients, learner: Learner, numbers: Iterator[int]) -> None:
-        self.clients, self.learner, self.numbers = clients, learner, numbers
+        self.clients, self.learner, self.numbers, self.loss = clients, learner, numbers, float("nan")
 
     def after_central_iteration(self, *_: Any, **__: Any) -> tuple[bool, Metrics]:
-        self.learner.seen, self.seen = 0, self.learner.seen
-        self.learner.total, self.loss = 0.0, self.learner.total / max(self.seen, 1)
+        self.loss = self.learner.total / max(self.learner.seen, 1)
+        self.learner.total, self.learner.seen = 0.0, 0
         number = next(self.numbers, None)
         self.clients.number = number or 0
         return number is None, Metrics()
 
 
-def main(folder: str, threads: str) -> None:
-    torch.set_num_threads(int(threads))
-    line, task = Line(), Task(Path(folder))
+def numbers_of(line: Line | None) -> Iterator[int]:
+    """Gives the numbers of the rounds to do, and tells them to the other workers; these hear them here."""
+    for number in line.rounds() if line is not None else map(int, sys.stdin):
+        for other in OTHERS:
+            assert other.stdin is not None
+            other.stdin.write(f"{number}\n")
+            other.stdin.flush()
+        yield number
+    for other in OTHERS:
+        assert other.stdin is not None
+        other.stdin.close()
+
+
+def main(folder: str, processes: str) -> None:
+    torch.set_num_threads(1)
+    line = Line() if os.environ.get(RANK, "0") == "0" else None
+    task = Task(Path(folder))
     clients, learner = Clients(task), Learner(task)
     model = PyTorchModel(learner, torch.optim.SGD, torch.optim.SGD(learner.parameters(), lr=1.0))
     backend = SimulatedBackend(clients, clients, postprocessors=[WeightByDatapoints()])
-    numbers = line.rounds()
+    numbers = numbers_of(line)
     on_command = OnCommand(clients, learner, numbers)
-    line.held = lambda: (torch_model.arrays(learner.inner.state_dict()), on_command.loss)
-    on_command.loss = float("nan")
-    line.tell(ready={"pfl": getattr(pfl, "__version__", "0.6.0"), "torch": torch.__version__})
+    if line is not None:
+        line.held = lambda: (torch_model.arrays(learner.inner.state_dict()), on_command.loss)
+        line.tell(ready={"pfl": getattr(pfl, "__version__", "0.6.0"), "torch": torch.__version__})
     clients.number = next(numbers)
     FederatedAveraging().run(
         NNAlgorithmParams(
