@@ -164,12 +164,14 @@ def plot(found: dict[str, list[tuple[Point, Found]]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "midhaul", "font.size": 9.0})
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     along = {"devices": "devices in the fleet", "cohort": "devices in a round", "model": "parameters of the model"}
     looks = {"W1": ("#1f6f8b", "o"), "W2": ("#b3541e", "s")}
     figure, axes = plt.subplots(
-        2, len(found), figsize=(3.4 * len(found), 4.8), sharex="col", layout="constrained", squeeze=False
+        2, len(found), figsize=(3.1 * len(found), 4.4), sharex="col", sharey="row", layout="constrained", squeeze=False
     )
     for column, (series, held) in enumerate(found.items()):
         for work in dict.fromkeys(point.work for point, _ in held):
@@ -181,7 +183,12 @@ def plot(found: dict[str, list[tuple[Point, Found]]], path: Path) -> None:
         for line, label in enumerate(("CPU seconds a round", "peak memory, GB")):
             here = axes[line][column]
             here.set_xscale("log")
-            here.set_ylim(bottom=0)
+            if line:
+                here.set_ylim(bottom=0)
+            else:
+                here.set_yscale("log")
+                here.yaxis.set_major_formatter("{x:g}")
+                here.yaxis.set_minor_formatter(NullFormatter())
             here.grid(color="#e4e4e4")
             here.spines[["top", "right"]].set_visible(False)
             if not column:
