@@ -86,14 +86,14 @@ def sionna_drop(scenario: str, seed: int, per_sector: int, rings: int) -> dict[s
     }
 
 
-def large(seeds: int) -> None:
+def large(cells: list[str], seeds: range) -> None:
     """Prints how far path loss is from sionna's link by link, and medians of path loss and geometry over drops."""
     from sionna.sys import geometry_sinr_db
 
-    for name in ("umi", "uma"):
+    for name in cells:
         scenario = propagation.get(name)
         worst, ours, theirs = 0.0, [], []
-        for seed in range(seeds):
+        for seed in seeds:
             drop = sionna_drop(name, seed, PER_SECTOR, 2)
             height = np.broadcast_to(drop["height"], drop["distance"].shape)
             mine = propagation.path_loss_db(
@@ -242,11 +242,11 @@ def given_channel(name: str, seed: int, mean_DC: Doubles, noise: float, sent_dbm
     )  # fmt: skip
 
 
-def throughput(seeds: int, slots: int) -> None:
+def throughput(cells: list[str], seeds: range, slots: int) -> None:
     """Prints quantiles of the devices' downlink over ten blocks beside sionna's slots, and where each device lies."""
-    for name in ("umi", "uma"):
+    for name in cells:
         ours, theirs = [], []
-        for seed in range(seeds):
+        for seed in seeds:
             measured, channel = slot_by_slot(name, seed, slots, 4e-3)
             flow = channel.down(np.full(len(measured), 10.0))
             theirs.append(measured / channel.grid.slot_s)
@@ -286,14 +286,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["large", "throughput", "speed"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--slots", type=int, default=160, help="slots that are simulated of each drop")
+    parser.add_argument("--first", type=int, default=0, help="the first seed; link adaptation was set on 0 to 4")
+    parser.add_argument("--cells", default="umi,uma")
+    parser.add_argument("--slots", type=int, default=320, help="slots that are simulated of each drop")
     parser.add_argument("--devices", type=int, default=10_000)
     chosen = parser.parse_args()
+    cells, seeds = chosen.cells.split(","), range(chosen.first, chosen.first + chosen.seeds)
     for what in chosen.what:
         if what == "large":
-            large(chosen.seeds)
+            large(cells, seeds)
         elif what == "throughput":
-            throughput(chosen.seeds, chosen.slots)
+            throughput(cells, seeds, chosen.slots)
         else:
             speed(chosen.devices)
 

@@ -70,8 +70,8 @@ def test_a_device_without_coverage_does_not_answer_and_the_run_says_so() -> None
     far = train.run(config(**FAR), tell=told.append).summary
     line = next(line for line in told if line.startswith("uma cell: 8 devices"))
     assert "out of coverage, which won't answer" in line
-    assert far["uncovered"] == far["absent"] > 0
-    assert far["uncovered"] % int(line.split()[4]) == 0
+    # Those far out miss each of the three rounds; one on the edge may answer in some, or lose its frames.
+    assert 0 < 2 * int(line.split()[4]) <= far["uncovered"] <= far["absent"] < 3 * 8
 
 
 def test_all_without_coverage_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,8 @@
 """How often a code block is lost by the ratio of signal to noise, for each modulation and coding scheme.
 
 Made by `python -m benchmarks.block_errors` from the tables of sionna-no-rt 2.2.0 (Copyright (c) 2021-2026 NVIDIA
-CORPORATION & AFFILIATES, Apache-2.0): simulations of NR's LDPC code over white noise, PDSCH, tables 1 and 2. The curve
-at rate 1/5 was simulated with its encoder and decoder. Don't edit.
+CORPORATION & AFFILIATES, Apache-2.0): simulations of NR's LDPC code over white noise, PDSCH, tables 1 and 2. The curves
+at rate 1/5 were simulated with its encoder and decoder. Don't edit.
 
 A curve is `first: c, c, ...`: c is -100 log10 of the share lost at point `first` of the grid and those after it; before
 it all are lost, and behind the last none of some thousand were. There is one for each size in SIZES.
@@ -70,5 +70,5 @@ CURVES_2 = {
     26: "8:0,0,0,0,1,2,6,17,43,83,134,213 16:0,1,10,41 18:18,164 18:13,201 18:10,318",
     27: "6:0,0,0,0,0,0,1,1,7,19,42,83,130,208 17:1,11,39 18:1,66 18:0,80 19:82",
 }
-GRID_FIFTH = (-5.88, 19.12, 15)  # a first estimate: scheme 3 of table 1 at a rate of 0.2, by the ratio of the rates
-FIFTH = "0:3,22,79,166,348 0:0,21,164 1:13 1:6 1:3"
+GRID_FIFTH = (-6.785714285714286, 0.35714285714285765, 5)
+FIFTH = "0:1,10,48,128,330 1:4,77,330 2:200 2:200 2:200"

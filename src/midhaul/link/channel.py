@@ -23,6 +23,7 @@ THERMAL_DBM_HZ = -174.0
 NUM_INSTANTS, MOST_PARTS = 6, 8
 WINDOW_S = 1.0  # a round's rates are means over so long
 REPORT_S = 4e-3  # how old what link adaptation knows of a channel is
+MOST_LOST = 0.34  # share of blocks lost at first that the outer loop allows: two of six instants
 MARGINS_DB = (0.0, 1.0, 2.0, 4.0, 8.0)
 LOUDEST = 2  # interferers that fade by themselves; the others are taken at their mean
 INTERFERER = 64  # streams of fading from here on are those of interferers, before it of antennas
@@ -187,26 +188,17 @@ class Channel:
         most = most_repeats.repeat(NUM_INSTANTS)
         first, _ = modulation.choose(limits, modulation.effective_db(table, known), highest, most)
         heard_db = modulation.effective_db(table, known, first)
-        best: tuple[Doubles, ...] | None = None
+        best = np.zeros((5, len(own)))
         for margin_db in MARGINS_DB:
             scheme, repeats = modulation.choose(limits, heard_db - margin_db, highest, most)
             real_db = modulation.effective_db(table, real, scheme)
             sent = modulation.transfer(table, scheme, elements, real_db, repeats, self.tries)
             bits = sent.bits * (1.0 - sent.lost) / (sent.transmissions * sent.repeats)
-            columns = [
-                bits,
-                sent.lost,
-                sent.transmissions,
-                sent.repeats.astype(np.float64),
-                sent.bits.astype(np.float64),
-            ]
-            now = tuple(column.reshape(len(own), NUM_INSTANTS).mean(axis=1) for column in columns)
-            if best is None:
-                best = now
-            else:
-                better = now[0] > best[0]
-                best = tuple(np.where(better, new, old) for new, old in zip(now, best, strict=True))
-        assert best is not None
+            columns = np.stack([bits, sent.lost, sent.transmissions, sent.repeats, sent.bits])
+            now = columns.reshape(5, len(own), NUM_INSTANTS).mean(axis=2)
+            first = sent.first_lost.reshape(len(own), NUM_INSTANTS).mean(axis=1)
+            allowed = (first <= MOST_LOST) | (margin_db == MARGINS_DB[-1])
+            best = np.where(allowed & (now[0] > best[0]), now, best)
         return best[0], best[1], best[2], best[3], best[4]
 
 

@@ -54,7 +54,8 @@ class Sent(NamedTuple):
     """What link adaptation chose, and what comes of it. Shapes: [N] each.
 
     `scheme` is the number of the scheme, `bits` a transport block's, `transmissions` how often one is sent in the mean,
-    `lost` the share that no repetition saves, `repeats` in how many slots the same block is sent by agreement.
+    `lost` the share that no repetition saves, `repeats` in how many slots the same block is sent by agreement,
+    `first_lost` the share lost at the first transmission.
     """
 
     scheme: Ints
@@ -62,6 +63,7 @@ class Sent(NamedTuple):
     transmissions: Doubles
     lost: Doubles
     repeats: Ints
+    first_lost: Doubles
 
 
 @cache
@@ -193,10 +195,12 @@ def transfer(table: int, scheme: Ints, elements: Ints, ratio_db: Doubles, repeat
     size = numerology.block_bits(elements, known.bits[scheme], known.rate[scheme])
     num, bits = numerology.code_blocks(size, known.rate[scheme])
     base_db = ratio_db + 10.0 * np.log10(repeats)
-    mean, lost = np.ones(len(scheme)), np.ones(len(scheme))
+    mean, lost, first = (np.ones(len(scheme)) for _ in range(3))
     for number in range(1, tries + 1):
         single = block_loss(known, scheme, bits, base_db + 10.0 * np.log10(number))
         lost = np.minimum(lost, 1.0 - (1.0 - single) ** num)
+        if number == 1:
+            first = lost
         if number < tries:
             mean += lost
-    return Sent(scheme, size, mean, lost, repeats)
+    return Sent(scheme, size, mean, lost, repeats, first)
