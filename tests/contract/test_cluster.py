@@ -20,6 +20,8 @@ from midhaul.errors import ConfigError, DependencyError, EngineError
 from midhaul.kit import Kit
 from midhaul.message import Message, Op, Replies
 from midhaul.program import Population, Program
+from midhaul.report import prose
+from midhaul.report.runs import read_run
 from midhaul.runtime import cluster, lent
 from midhaul.runtime import workers as processes
 from midhaul.runtime.cluster import Cluster
@@ -282,6 +284,10 @@ def test_a_run_ends_with_the_same_numbers_and_tells_who_did_it(workers: Workers,
     assert moved["loss"] == pytest.approx(whole["loss"], abs=1e-6)
     assert moved["cluster"] == {"workers": 2, "threads": 1, "machines": [socket.gethostname()], "repeated_chunks": 0}
     assert whole["cluster"] is None
+    run = read_run(tmp_path / "moved")
+    assert prose._engine(run) == "The devices are simulated side by side by 2 workers on one machine (engine cluster)."
+    lost = prose._engine(replace(run, workers=(7, 2, 3)))
+    assert lost.endswith("7 workers on 2 machines (engine cluster); 3 of their chunks of devices had to be done again.")
     assert "cluster: 2 workers with one core each on this machine" in told
 
 

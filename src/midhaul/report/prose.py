@@ -158,8 +158,19 @@ def _course(study: Study, runs: Sequence[Run]) -> str:
     else:
         told.append(f"Everything random is drawn from the seed {seeds[0]}.")
     told += [line for line in _each(runs, _rates) if line]
-    told += [_ENGINES.get(name, f"The engine is {name}.") for name in _each(runs, lambda run: run.engine)]
+    told += _each(runs, _engine)
     return " ".join(told)
+
+
+def _engine(run: Run) -> str:
+    """Says who did the devices' work."""
+    if run.workers is None:
+        return _ENGINES.get(run.engine, f"The engine is {run.engine}.")
+    num, machines, again = run.workers
+    where = "one machine" if machines == 1 else f"{machines} machines"
+    workers = "one worker" if num == 1 else f"{num:,} workers"
+    lost = f"; {again:,} of their chunks of devices had to be done again" if again else ""
+    return f"The devices are simulated side by side by {workers} on {where} (engine cluster){lost}."
 
 
 def _rates(run: Run) -> str:

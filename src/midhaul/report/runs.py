@@ -169,6 +169,7 @@ class Run:
     cell: CellMap | None = None  # None where the devices were in none
     spent: Spent | None = None  # None in runs from before it was kept
     target: Target | None = None  # None where the run had none
+    workers: tuple[int, int, int] | None = None  # of a cluster: workers, machines, chunks that were done again
 
 
 def read_run(path: Path) -> Run:
@@ -223,6 +224,7 @@ def read_run(path: Path) -> Run:
         cell=_cell(path / "cell.json") if (path / "cell.json").exists() else None,
         spent=spent.read(summary.table["spent"], summary.where) if "spent" in summary.table else None,
         target=spent.read_target(summary.table.get("target"), summary.where),
+        workers=_workers(summary.inner("cluster")) if summary.table.get("cluster") is not None else None,
     )
     last = run.rounds[-1]
     if (last.round, last.uplink_bytes, last.downlink_bytes) != (run.num_rounds, run.uplink_bytes, run.downlink_bytes):
@@ -396,6 +398,13 @@ def _event(item: _Fields) -> DeviceEvent:
     if what not in EVENTS:
         raise item.wrong("what", f"one of {', '.join(EVENTS)}")
     return DeviceEvent(item.whole("round"), item.whole("device"), item.text("address"), what, item.text("reason"))
+
+
+def _workers(item: _Fields) -> tuple[int, int, int]:
+    machines = item.of("machines")
+    if not isinstance(machines, list):
+        raise item.wrong("machines", "a list of names")
+    return item.whole("workers"), len(machines), item.whole("repeated_chunks")
 
 
 def _cascade(path: Path) -> Cascade:
