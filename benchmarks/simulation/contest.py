@@ -31,11 +31,15 @@ START_S = 300.0  # that a side has for its start and first round, or to find its
 
 @dataclass
 class Score:
-    """What a side came to. Units: seconds; `gap` is the largest difference of a weight from midhaul's after a round."""
+    """What a side came to. `gap` is the largest difference of a weight from midhaul's after a round.
+
+    Units: seconds; `busy` are CPU seconds of the side's first process, which say more on a machine that isn't quiet.
+    """
 
     name: str
     group: str
     seconds: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
     first_s: float = float("nan")
     loss: float = float("nan")
     gap: float = float("nan")
@@ -194,6 +198,7 @@ def _take_turn(score: Score, running: dict[str, Running]) -> None:
     try:
         answer = process.ask(range(3, 3 + num), START_S)
         score.seconds += answer["seconds"]
+        score.busy += answer["busy"]
         process.pace_s = statistics.median(answer["seconds"])
     except Gone as reason:
         score.why_not = str(reason)

@@ -1,7 +1,8 @@
 """How a side of the contest speaks: a line of JSON each way on its standard input and output. Needs numpy alone.
 
-The other end sends `{"rounds": [3, 4], "save": "end.npz"}` and gets `{"seconds": [0.1, 0.1], "loss": 2.3}`; `save` may
-be left out. The first line of a side says that it stands: `{"ready": {...}}`, with whatever a reader should know of it.
+The other end sends `{"rounds": [3, 4], "save": "end.npz"}` and gets `{"seconds": [0.1, 0.1], "busy": [0.2, 0.2],
+"loss": 2.3}`: the time of each round, and the CPU time of this one process; `save` may be left out. The first line of a
+side says that it stands: `{"ready": {...}}`, with whatever a reader should know of it.
 Prints of libraries go to standard error.
 
 Shape letters: C clients, N rows of a client, R rounds, K clients in a round, S steps of a batch each.
@@ -80,15 +81,16 @@ class Line:
         """Gives the numbers of the rounds to do; what passes until the next is asked for is a round's time."""
         for line in sys.stdin:
             command = json.loads(line)
-            seconds = []
+            seconds, busy = list[float](), list[float]()
             for number in command["rounds"]:
-                began = time.perf_counter()
+                began, worked = time.perf_counter(), time.process_time()
                 yield number
                 seconds.append(time.perf_counter() - began)
+                busy.append(time.process_time() - worked)
             arrays, loss = self.held()
             if "save" in command:
                 np.savez(command["save"], **arrays)
-            self.tell(seconds=seconds, loss=float(loss))
+            self.tell(seconds=seconds, busy=busy, loss=float(loss))
 
 
 def serve(line: Line, start: Callable[[], Any]) -> None:
