@@ -12,6 +12,7 @@ from typing import Any
 BEGIN = "<!-- simulation: written by `python -m benchmarks.simulation --write` -->"
 END = "<!-- end of simulation -->"
 HEADING = "## Simulation: against the peers"
+OURS, OTHERS, LIMIT = "#1f5fa8", "#b9c4cf", "#e0a458"  # of bars: midhaul, the peers, the bound
 BOUND = "centralised PyTorch (the bound)"
 AGREE = 2e-4  # how far weights may lie apart after a round from the same start, for sums in another order
 HEAD = ("side", "updates/s", "midhaul is", "% of sgemm", "first round s", "weights differ by")
@@ -129,25 +130,26 @@ def plot(found: Found, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     names = list(dict.fromkeys(s["name"] for one in found.values() for s in one["scores"] if s["name"] != "sgemm"))
-    colours = {name: plt.get_cmap("tab10")(place % 10) for place, name in enumerate(names)}
-    figure_, axes = plt.subplots(1, len(found), figsize=(2.6 * len(found) + 1.4, 3.6), squeeze=False)
+    colours = {name: OURS if name.startswith("midhaul") else LIMIT if name == BOUND else OTHERS for name in names}
+    figure_, axes = plt.subplots(
+        1, len(found), figsize=(1.9 * len(found) + 2.2, 0.24 * len(names) + 1.1), squeeze=False
+    )
     for axis, (work, one) in zip(axes[0], found.items(), strict=True):
-        shown = [s for s in one["scores"] if s["name"] != "sgemm" and s["seconds"]]
-        speeds = [rate(one, score) for score in shown]
-        axis.barh(range(len(shown)), speeds, color=[colours[s["name"]] for s in shown], height=0.75)
-        for place, speed in enumerate(speeds):
-            axis.text(speed * 1.08, place, figure(speed), va="center", fontsize=6.5)
+        speeds = {s["name"]: rate(one, s) for s in one["scores"] if s["name"] != "sgemm" and s["seconds"]}
+        places = {name: place for place, name in enumerate(names) if name in speeds}
+        axis.barh([*places.values()], [speeds[n] for n in places], color=[colours[n] for n in places], height=0.72)
+        for name, place in places.items():
+            axis.text(speeds[name] * 1.12, place, figure(speeds[name]), va="center", fontsize=6.5)
         axis.set_xscale("log")
-        axis.set_xlim(min(speeds, default=1.0) / 2.0, max(speeds, default=1.0) * 6.0)
-        axis.invert_yaxis()
-        axis.set_yticks([])
+        axis.set_xlim(min(speeds.values(), default=1.0) / 2.0, max(speeds.values(), default=1.0) * 9.0)
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        axis.set_yticks(range(len(names)), names if axis is axes[0][0] else [], fontsize=7.5)
         axis.set_title(work, fontsize=9)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(axis="x", labelsize=7)
+        axis.tick_params(axis="y", length=0)
         axis.spines[["top", "right"]].set_visible(False)
-    figure_.supxlabel("client updates a second (logarithmic)", fontsize=8)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
-    figure_.legend(handles, names, loc="upper center", ncols=min(len(names), 5), fontsize=7, frameon=False)
-    figure_.tight_layout(rect=(0.0, 0.0, 1.0, 0.87))
+    figure_.supxlabel("client updates a second, logarithmic", fontsize=8)
+    figure_.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure_.savefig(path, dpi=150)
+    figure_.savefig(path, dpi=160)
     plt.close(figure_)
