@@ -116,7 +116,8 @@ def one(seed: int, share: float, *, circuits: bool) -> tuple[float, float, float
 def selection(data: str, seeds: Sequence[int], rules: Sequence[str], rounds: int, changes: dict[str, object]) -> None:
     """Prints joules, seconds and rounds to an accuracy of each rule, mean over seeds."""
     target = TARGETS[data]
-    print(f"{data}, 100 devices of five boards, a tenth a round, {rounds} rounds, UMi, RedCap by its states")
+    told = f"band: {changes['link_allocation']}"
+    print(f"{data}, 100 devices of five boards, a tenth a round, {rounds} rounds, UMi, RedCap by its states, {told}")
     print(
         f"{'rule':>13} {'last %':>12} {'to ' + f'{100 * target:.0f} %: J':>20} {'s':>18} {'rounds':>14} {'reached':>8}"
     )
@@ -176,12 +177,14 @@ def main() -> None:
     parser.add_argument("--rules", default=",".join(RULES))
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--thrift", type=float, default=1.0)
+    parser.add_argument("--allocation", default="own", help="link.allocation")
     chosen = parser.parse_args()
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     if chosen.part == "band":
         band(seeds)
     else:
-        selection(chosen.data, seeds, chosen.rules.split(","), chosen.rounds, {"fleet_thrift": chosen.thrift})
+        changes: dict[str, object] = {"fleet_thrift": chosen.thrift, "link_allocation": chosen.allocation}
+        selection(chosen.data, seeds, chosen.rules.split(","), chosen.rounds, changes)
 
 
 if __name__ == "__main__":

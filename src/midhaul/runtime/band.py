@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from midhaul.config import Config
 from midhaul.errors import ConfigError
 from midhaul.link import schedule
-from midhaul.link.channel import Channel, Ints
+from midhaul.link.channel import Channel
 from midhaul.link.conditions import Conditions, Surroundings
 from midhaul.link.energy import PowerModel
 from midhaul.link.schedule import Allocation, Array, Mask, ScheduleError, Uplinks
@@ -67,24 +67,18 @@ class Band:
         deadline_s: float,
     ) -> dict[int, Sent]:
         """Gives how each device sent; one that isn't there was told not to, as it couldn't have been in time."""
-        cells: dict[int, list[int]] = {}
-        wired: dict[str, list[int]] = {}
-        channel = None
+        inside: tuple[int, ...] = ()
         if self.around is not None and self.around.cell is not None:
             channel = self.around.channel(round, now_s)
-            inside = {int(device): int(cell) for device, cell in zip(channel.devices, channel.cell, strict=True)}
-            for device in uploads:
-                if device in inside:
-                    cells.setdefault(inside[device], []).append(device)
-        for device in uploads:
-            if channel is None or all(device not in own for own in cells.values()):
-                wired.setdefault(conditions[device].radio.name, []).append(device)
+            inside = tuple(sorted(set(uploads) & set(channel.devices.tolist())))
         given: dict[int, Sent] = {}
+        if inside:
+            given |= self._in_cells(channel.of(np.asarray(inside, np.int64)), uploads, deadline_s)
+        wired: dict[str, list[int]] = {}
+        for device in uploads.keys() - set(inside):
+            wired.setdefault(conditions[device].radio.name, []).append(device)
         for own in wired.values():
             given |= self._in_turns(own, uploads, conditions)
-        for own in cells.values():
-            assert channel is not None
-            given |= self._in_cell(channel.of(np.asarray(sorted(own), np.int64)), uploads, deadline_s)
         return given
 
     def _in_turns(
@@ -103,29 +97,39 @@ class Band:
             given[device] = Sent(wait_s, send_s, energy_j)
         return given
 
-    def _in_cell(self, channel: Channel, uploads: Mapping[int, Upload], deadline_s: float) -> dict[int, Sent]:
-        """Gives the devices of one cell their parts of its band."""
-        devices = channel.devices
+    def _in_cells(self, channel: Channel, uploads: Mapping[int, Upload], deadline_s: float) -> dict[int, Sent]:
+        """Gives the devices of each cell their parts of its band."""
+        band_hz = channel.grid.width_hz * channel.grid.up_share
         gain = 10.0 ** ((channel.gain_db - channel.up_density_dbm_hz + 30.0) / 10.0) * channel.grid.up_share
+        links = self._links(channel, uploads, gain)
         there = channel.up(channel.most_blocks(), channel.most_power_dbm()).served
-        given: dict[int, Sent] = {}
-        way = self.allocation
-        for turn in range(_TURNS):
-            if not there.any():
-                return {}
-            channel, devices, gain = channel.of(devices[there]), devices[there], gain[there]
-            links = self._links(channel, uploads, gain)
-            way, found, admitted = self._allocated(
-                way, links, channel.grid.width_hz * channel.grid.up_share, deadline_s
-            )
+        ways = {int(cell): self.allocation for cell in channel.cell}
+        for _ in range(_TURNS):
+            found, admitted = _nothing(links), there.copy()
+            for cell, way in ways.items():
+                own = np.flatnonzero(there & (channel.cell == cell))
+                if len(own):
+                    ways[cell], part, admitted[own] = self._allocated(way, links.of(own), band_hz, deadline_s)
+                    for name, value in vars(part).items():
+                        getattr(found, name)[own] = value
             rate = _rates(channel, found)
             there = admitted & (rate > 0.0)
             part_hz, power_w = np.where(there, found.bandwidth_hz, 1.0), np.where(there, found.power_w, 1.0)
             nats = np.minimum(math.log(2.0) * rate / part_hz, 500.0)
-            gain = np.where(there, np.expm1(nats) * part_hz / power_w, gain)
-            if turn == _TURNS - 1:
-                given = _as_sent(devices, links, found, rate, there, in_turns=way == "turns")
-        return given
+            links = replace(links, gain_hz_w=np.where(there, np.expm1(nats) * part_hz / power_w, links.gain_hz_w))
+        send_s = np.where(there, links.bits / np.maximum(rate, 1e-300), 0.0)
+        joules = send_s * (links.circuit_w + found.power_w / links.efficiency)
+        wait_s = np.zeros(len(links))
+        for cell, way in ways.items():
+            if way == "turns":
+                own = np.flatnonzero(there & (channel.cell == cell))
+                wait_s[own] = _waits(links.ready_s[own], send_s[own])
+        columns = (channel.devices.tolist(), wait_s.tolist(), send_s.tolist(), joules.tolist(), there.tolist())
+        return {
+            device: Sent(wait, send, spent)
+            for device, wait, send, spent, is_there in zip(*columns, strict=True)
+            if is_there
+        }
 
     def _links(self, channel: Channel, uploads: Mapping[int, Upload], gain: Array) -> Uplinks:
         """Gives the uplinks with what their radios draw over the share of the time that is the way up's."""
@@ -134,7 +138,7 @@ class Band:
         return Uplinks(
             np.asarray([8.0 * uploads[device].num_bytes for device in own]),
             np.asarray([uploads[device].ready_s for device in own]),
-            np.maximum(gain, 1e-300),
+            gain,
             np.asarray([model.max_w for model in models]),
             np.asarray([share * model.circuit_w + (1.0 - share) * model.idle_w for model in models]),
             np.asarray([model.efficiency / share for model in models]),
@@ -164,8 +168,7 @@ class Band:
                 self.has_told = True
                 self.tell(f"{error}; in such rounds those that need most of the band don't send")
         chosen = schedule.admitted(links, band_hz, late_s)
-        none = np.zeros(len(links))
-        whole = Allocation(none, none.copy(), none.copy(), links.ready_s.copy(), none.copy())
+        whole = _nothing(links)
         if chosen.any():
             part = schedule.min_energy(links.of(chosen), band_hz, late_s)
             for name, value in vars(part).items():
@@ -203,22 +206,16 @@ def _rates(channel: Channel, found: Allocation) -> Array:
     return np.where(found.bandwidth_hz > 0.0, channel.up(blocks, power_dbm, time).rate_bps, 0.0)
 
 
-def _as_sent(
-    devices: Ints,
-    links: Uplinks,
-    found: Allocation,
-    rate: Array,
-    there: Mask,
-    *,
-    in_turns: bool,
-) -> dict[int, Sent]:
-    send_s = np.where(there, links.bits / np.maximum(rate, 1e-300), 0.0)
-    joules = send_s * (links.circuit_w + found.power_w / links.efficiency)
-    wait_s = np.zeros(len(links))
-    if in_turns:
-        free_s = 0.0
-        for place in np.argsort(links.ready_s, kind="stable"):
-            wait_s[place] = max(free_s - links.ready_s[place], 0.0)
-            free_s = links.ready_s[place] + wait_s[place] + send_s[place]
-    columns = zip(devices.tolist(), wait_s.tolist(), send_s.tolist(), joules.tolist(), there.tolist(), strict=True)
-    return {device: Sent(wait, send, spent) for device, wait, send, spent, is_there in columns if is_there}
+def _nothing(links: Uplinks) -> Allocation:
+    """Gives the allocation in which nobody sends."""
+    bandwidth_hz, power_w, send_s, joules = (np.zeros(len(links)) for _ in range(4))
+    return Allocation(bandwidth_hz, power_w, send_s, links.ready_s.copy(), joules)
+
+
+def _waits(ready_s: Array, send_s: Array) -> Array:
+    """Gives how long each waits that sends alone, in the order in which they become ready."""
+    wait_s, free_s = np.zeros(len(ready_s)), 0.0
+    for place in np.argsort(ready_s, kind="stable"):
+        wait_s[place] = max(free_s - ready_s[place], 0.0)
+        free_s = ready_s[place] + wait_s[place] + send_s[place]
+    return wait_s
