@@ -171,7 +171,7 @@ def show(bench: Bench, turns: int, sgemm: float) -> None:
     print("| layer | forward, GFLOP/s | of sgemm | backward, GFLOP/s | of sgemm | of the time |")
     print("|---|---|---|---|---|---|")
     for layer, one, spent in zip(layers, done, least, strict=True):
-        kind = ("convolution", "depthwise", "batch norm", "activation, pool")[layer.kind]
+        kind = ("convolution", "depthwise", "batch norm", "activation, pool", "group norm")[layer.kind]
         if layer.kind == library.CONV and layer.out_h * layer.out_w == 1:
             kind = "dense"
         rates = [rows * num / seconds for num, seconds in zip(one, spent, strict=True)]

@@ -115,11 +115,13 @@ def test_loop_and_the_c_runtime_agree(name: str, own_test: bool) -> None:
 
 
 def agree(name: str, on: str, own_test: bool) -> None:
-    slow, slow_devices, slow_test, slow_ledger = trained(name, "loop", own_test=own_test)
-    fast, fast_devices, fast_test, fast_ledger = trained(name, on, own_test=own_test)
+    # Its large model is pulled nowhere where the two agree, and Adam makes a whole step of the last bit of nothing: with
+    # it two engines whose devices are 5e-7 apart end with large models that are 9e-5 apart; with SGD 1e-8.
+    plain = {"large_optimizer": "sgd"} if name == "co_learning_logits" else {}
+    slow, slow_devices, slow_test, slow_ledger = trained(name, "loop", own_test=own_test, **plain)
+    fast, fast_devices, fast_test, fast_ledger = trained(name, on, own_test=own_test, **plain)
     assert tree.largest_difference(slow.tree, fast.tree) < 1e-5
-    # Its server's Adam makes 1e-7 in the devices' logits sixty times as much: with torch alone it is 9e-6 already.
-    assert tree.largest_difference(slow.large, fast.large) < (3e-5 if name == "co_learning_logits" else 1e-5)
+    assert tree.largest_difference(slow.large, fast.large) < 1e-5
     assert tree.largest_difference(slow_devices, fast_devices) < 1e-5
     assert slow_test.devices == fast_test.devices
     assert torch.allclose(slow_test.metrics["loss"], fast_test.metrics["loss"], atol=1e-5, rtol=0)

@@ -143,6 +143,17 @@ CHAINS: dict[str, tuple[tuple[nn.Module, ...], tuple[int, ...]]] = {
         ),
         (9, 23),
     ),
+    "group norm": (
+        (conv2(2, 18), nn.GroupNorm(3, 18), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(108, 3)),
+        (2, 5, 6),
+    ),
+    "group norm of rows and sequences": (
+        (
+            *(nn.Conv1d(2, 4, 3), nn.GroupNorm(4, 4, affine=False), nn.AdaptiveAvgPool1d(1), nn.Flatten()),
+            *(nn.GroupNorm(1, 4), nn.Linear(4, 3)),
+        ),
+        (2, 9),
+    ),
     "depthwise": (
         (
             nn.Conv2d(2, 17, 1),

@@ -135,6 +135,8 @@ class _Reader:
             self._conv(name, layer)
         elif kind is FedBatchNorm:
             self._norm(name, layer)
+        elif kind is nn.GroupNorm:
+            self._group_norm(name, layer)
         elif kind is nn.ReLU:
             self._act(library.RELU)
         elif kind is nn.ReLU6:
@@ -211,6 +213,13 @@ class _Reader:
         }
         share = -1.0 if layer.momentum is None else layer.momentum
         self._add(library.NORM, self.c, self.h, self.w, eps=layer.eps, momentum=share, **numbers)
+
+    def _group_norm(self, name: str, layer: nn.GroupNorm) -> None:
+        if self.flat and self.h * self.w > 1:
+            raise Unlike(f"the group norm {name} is behind a flattened image")
+        own = [place for place in ("weight", "bias") if getattr(layer, place) is not None]
+        numbers = {place: self._weight(f"{name}.{place}", self.c, 1, 1) for place in own}
+        self._add(library.GROUP, self.c, self.h, self.w, eps=layer.eps, groups=layer.num_groups, **numbers)
 
     def _act(self, act: int) -> None:
         last = self.made.layers[-1] if self.made.layers and not any(self.pad) else None

@@ -15,7 +15,7 @@ from midhaul.errors import DependencyError, EngineError
 SOURCES = Path(__file__).resolve().parent / "c"
 SANITIZE = "MIDHAUL_SANITIZE_KERNELS"  # set to what -fsanitize takes, for a build that checks itself
 
-CONV, DEPTHWISE, NORM, PLAIN = range(4)
+CONV, DEPTHWISE, NORM, PLAIN, GROUP = range(5)
 NO_ACT, RELU, RELU6 = range(3)
 NO_POOL, MAX, MEAN = range(3)
 CROSS_ENTROPY, MSE = range(2)
@@ -31,7 +31,7 @@ class Layer(ctypes.Structure):
                 *("kind", "in_h", "in_w", "in_c", "pad_top", "pad_left", "pad_bottom", "pad_right"),
                 *("kernel_h", "kernel_w", "stride_h", "stride_w", "out_h", "out_w", "out_c", "act"),
                 *("pool", "pool_h", "pool_w", "pool_stride_h", "pool_stride_w", "pool_pad_h", "pool_pad_w"),
-                *("end_h", "end_w", "weight", "bias", "mean", "variance", "count"),
+                *("end_h", "end_w", "weight", "bias", "mean", "variance", "count", "groups"),
             )
         ),
         ("eps", c_float),

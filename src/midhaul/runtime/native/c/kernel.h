@@ -7,7 +7,7 @@
    layer pads it with around it; a weight lies as [tap row][tap column][channel in][channel out], the last rounded up to
    whole vectors. A sequence is an image of height 1, a row of features one of height and width 1. */
 
-enum { MK_CONV, MK_DEPTHWISE, MK_NORM, MK_PLAIN }; /* kind of layer; MK_PLAIN has no parameters */
+enum { MK_CONV, MK_DEPTHWISE, MK_NORM, MK_PLAIN, MK_GROUP }; /* kind of layer; MK_PLAIN has no parameters */
 enum { MK_NO_POOL, MK_MAX, MK_MEAN };
 enum { MK_CROSS_ENTROPY, MK_MSE };
 
@@ -17,7 +17,7 @@ typedef struct {
     int32_t kind, in_h, in_w, in_c, pad_top, pad_left, pad_bottom, pad_right;
     int32_t kernel_h, kernel_w, stride_h, stride_w, out_h, out_w, out_c, act;
     int32_t pool, pool_h, pool_w, pool_stride_h, pool_stride_w, pool_pad_h, pool_pad_w, end_h, end_w;
-    int32_t weight, bias, mean, variance, count;
+    int32_t weight, bias, mean, variance, count, groups;
     float eps, momentum; /* momentum below 0: the mean of all batches so far */
 } mk_layer;
 
@@ -106,6 +106,8 @@ void mk_layer_forward(mk_thread *t, int64_t layer, int64_t num);
 void mk_layer_backward(mk_thread *t, int64_t layer, int64_t num);
 void mk_depthwise_forward(mk_thread *t, int64_t layer, int64_t image);
 void mk_depthwise_backward(mk_thread *t, int64_t layer, int64_t image, const float *mid);
+void mk_group_forward(mk_thread *t, int64_t layer, int64_t image);
+void mk_group_backward(mk_thread *t, int64_t layer, int64_t image);
 void mk_norm_forward(mk_thread *t, int64_t layer, int64_t num);
 void mk_norm_backward(mk_thread *t, int64_t layer, int64_t num);
 

@@ -180,6 +180,7 @@ void mk_layer_forward(mk_thread *t, int64_t layer, int64_t num)
         for (int64_t image = 0; image < num; image++)
             (l->kind == MK_CONV        ? conv_forward
              : l->kind == MK_DEPTHWISE ? mk_depthwise_forward
+             : l->kind == MK_GROUP     ? mk_group_forward
                                        : plain_forward)(t, layer, image);
 }
 
@@ -299,5 +300,7 @@ void mk_layer_backward(mk_thread *t, int64_t layer, int64_t num)
         mk_norm_backward(t, layer, num);
     else
         for (int64_t image = 0; image < num; image++)
-            (l->kind == MK_PLAIN ? plain_backward : conv_backward)(t, layer, image);
+            (l->kind == MK_PLAIN   ? plain_backward
+             : l->kind == MK_GROUP ? mk_group_backward
+                                   : conv_backward)(t, layer, image);
 }

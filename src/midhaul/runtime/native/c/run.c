@@ -72,8 +72,8 @@ static void lay_out(mk_run *r, const mk_layer *l, mk_place *p, int64_t *total)
         p->slope = take(total, r->most * p->image);
     if (l->pool == MK_MAX)
         p->picks = take(total, (r->most * l->end_h * l->end_w * p->mid + 3) / 4);
-    if (l->kind == MK_NORM) {
-        p->moments = take(total, 2 * p->mid);
+    if (l->kind == MK_NORM || l->kind == MK_GROUP) {
+        p->moments = take(total, (l->kind == MK_NORM ? 1 : r->most) * 2 * p->mid);
         p->sums = take(total, 2 * p->mid);
     }
     if (l->kind == MK_CONV || l->kind == MK_DEPTHWISE) {
