@@ -115,8 +115,8 @@ def test_loop_and_the_c_runtime_agree(name: str, own_test: bool) -> None:
 
 
 def agree(name: str, on: str, own_test: bool) -> None:
-    # Its large model is pulled nowhere where the two agree, and Adam makes a whole step of the last bit of nothing: with
-    # it two engines whose devices are 5e-7 apart end with large models that are 9e-5 apart; with SGD 1e-8.
+    # Its large model is pulled nowhere where the two agree, and Adam makes a whole step of the last bit of nothing:
+    # with it two engines whose devices are 5e-7 apart end with large models that are 9e-5 apart; with SGD 1e-8.
     plain = {"large_optimizer": "sgd"} if name == "co_learning_logits" else {}
     slow, slow_devices, slow_test, slow_ledger = trained(name, "loop", own_test=own_test, **plain)
     fast, fast_devices, fast_test, fast_ledger = trained(name, on, own_test=own_test, **plain)
