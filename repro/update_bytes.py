@@ -5,7 +5,8 @@ tested on the other nine; Fashion-MNIST with 20 devices of 300 rows, Dirichlet(0
 tested on the 10,000 published test images. Every run is the same but for `link.up`. The bar is the best accuracy that
 float32 comes to in its rounds, less one point; the bytes are those of all frames that went up until a run first reaches
 it, read from the frames on disk (`link.keep_frames`). Coded runs have twice the rounds of float32's, and all
-are tested after each. Nothing but the stages was tried on the test rows.
+are tested after each. The stages were not searched for; of the setting, Fashion-MNIST's learning rate and rounds were
+raised once, from 0.05 and 40, after float32 alone had ended on its way up.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ RUNS = (
     "delta,qsgd:16,entropy",
     "delta,sign",
     "delta,powersgd:1",
+    "delta,topk:0.05,quantise:4,entropy",
     "delta,topk:0.01,quantise:4,entropy",
     "delta,topk:0.01,sign",
 )
@@ -86,7 +88,7 @@ def run(data: str, up: str, seed: int) -> Curve:
     lines = [line for line in lines if line["round"]]
     uplink = [sum(size for number, size in sizes.items() if number <= line["round"]) for line in lines]
     if uplink[-1] != summary["uplink_bytes"]:
-        raise SystemExit(f"the frames have {uplink[-1]} bytes and the ledger {summary['uplink_bytes']}")
+        raise RuntimeError(f"the frames have {uplink[-1]} bytes and the ledger {summary['uplink_bytes']}")
     return Curve([100 * float(line["accuracy"]) for line in lines], uplink)
 
 

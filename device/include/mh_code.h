@@ -40,9 +40,8 @@ typedef struct {
     uint32_t num, kept; /* N, and K that travel */
     uint8_t value, how, head_bytes;
     uint8_t head[12];
-    uint64_t seed;      /* of places that are drawn */
-    uint64_t unary, lengths; /* bits of the high parts of the gaps; of the levels' lengths */
-    uint32_t bytes;     /* that mh_code_write gives */
+    uint64_t seed;  /* of places that are drawn */
+    uint32_t bytes; /* that mh_code_write gives */
 } mh_made;
 
 /* Takes the setting `code` apart: 0, or -1 for one that a device can't do. */

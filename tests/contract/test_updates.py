@@ -296,6 +296,10 @@ def test_devices_in_c_send_the_same_codes(up: str, down: str, monkeypatch: pytes
         ({"link_down": "delta,powersgd:1"}, r"link\.down can't have powersgd"),
         ({"scheme_name": "local", "link_up": "delta"}, "the scheme local sends no weights up in a round"),
         ({"scheme_name": "fedkseed", "link_up": "delta"}, "the scheme fedkseed sends no weights up"),
+        (
+            {"scheme_name": "fedrolex", "link_up": "delta,sign"},
+            "stands for other weights each round, so nothing can",
+        ),
         ({"link_up": "delta,vote:1", "fleet_mode": "fedbuff"}, "votes among the devices of a round, and fedbuff has"),
         ({"run_engine": "firmware", "link_up": "delta,powersgd:1"}, r"firmware can't do powersgd of link\.up"),
         ({"run_engine": "firmware", "link_up": "delta,entropy"}, r"firmware can't do entropy of link\.up"),

@@ -74,8 +74,6 @@ class CMade(ctypes.Structure):
         ("head_bytes", ctypes.c_uint8),
         ("head", ctypes.c_uint8 * 12),
         ("seed", ctypes.c_uint64),
-        ("unary", ctypes.c_uint64),
-        ("lengths", ctypes.c_uint64),
         ("bytes", ctypes.c_uint32),
     )
 

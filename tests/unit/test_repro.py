@@ -55,3 +55,17 @@ def test_a_miss_is_no_error_and_an_error_stops_nothing(
     assert "| reached | 1 | 2 | PASS |" in said.out
     assert "RuntimeError: no data" in said.err
     assert everything.main([good, untrue]) == 1
+
+
+def test_bytes_are_counted_to_where_the_bar_is_first_reached() -> None:
+    """float32 comes to 80 %, so the bar is 79 %: 30 bytes, where one code needs half a byte; one never does."""
+    updates = importlib.import_module("repro.update_bytes")
+    plain = updates.Curve([70.0, 78.9, 79.5, 80.0, 79.0], [10, 20, 30, 40, 50])
+    half = updates.Curve([79.0, 60.0], [0.5, 1.0])
+    never = updates.Curve([78.0, 78.9], [0.1, 0.2])
+    (row,) = updates.judge("har", {"none": [plain], "half": [half], "never": [never]})
+    assert row.passed
+    assert "half: 60 times" in row.measured
+    (row,) = updates.judge("har", {"none": [plain, plain], "never": [never, half]})
+    assert not row.passed
+    assert "never: 30 times, mean of 2 seeds" in row.measured

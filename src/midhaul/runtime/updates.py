@@ -36,6 +36,7 @@ from midhaul.tree import Tree
 
 _STREAM = 1 << 22  # the streams of updates lie above those of rows
 _ANY_DEVICE = 0xFFFFFFFF
+_MOVES = ("fedrolex", "flora")  # schemes whose tensors of one name aren't the same weights in the next round
 _SELECT = ("", "topk", "randk", "powersgd")
 _VALUE = ("plain", "quantise", "qsgd", "sign")
 
@@ -251,6 +252,11 @@ def plan_updates(config: Config, scheme: Scheme) -> Updates:
                 f"devices with firmware code what FIT sends, and {scheme.name} sends weights otherwise; leave out "
                 f"link.{name} or take another run.engine"
             )
+    if up is not None and up.is_biased and link.error_feedback and scheme.name in _MOVES:
+        raise ConfigError(
+            f"what {scheme.name} sends stands for other weights each round, so nothing can be owed over rounds; "
+            "set link.error_feedback = false, or code link.up without topk, randk, powersgd and sign"
+        )
     if down is not None and (down.value == "vote" or down.select == "powersgd"):
         stage = down.value if down.value == "vote" else down.select
         raise ConfigError(f"link.down can't have {stage}: it is for what devices send; leave it out")
