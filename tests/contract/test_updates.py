@@ -287,6 +287,19 @@ def test_devices_in_c_send_the_same_codes(up: str, down: str, monkeypatch: pytes
     assert coded == [False] * 4 + [down != "none"] * 8  # in the first round the model travels whole
 
 
+def test_codes_are_the_same_bits_on_every_core() -> None:
+    """Doubles in software or not, fused or not: emulated cores send what this machine's processor does."""
+    pytest.importorskip("unicorn")
+    coded = {"link_up": "delta,topk:0.3,qsgd:3", "link_down": "delta,quantise:5", "run_engine": "firmware"}
+    small = {"data_num_devices": 2, "data_max_rows": 12, "tiny_options": {"hidden": [8]}, "run_rounds": 2}
+    config = Config().replace(**{**CODED, **small, **coded, "fleet_cohort": 1.0, "link_loss": 0.0})
+    here, there = (
+        train.run(config.replace(run_devices=devices)).summary
+        for devices in ("host:*2", "unicorn:cortex-m3,unicorn:cortex-m4")
+    )
+    assert here["model_sha256"] == there["model_sha256"]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
