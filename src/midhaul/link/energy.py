@@ -201,6 +201,11 @@ _ALL: Sequence[PowerModel] = (
         "dBm and 700 at 23 dBm) and table 19 (deep 450 unit ms over 20 ms; light 100 over 6 ms, from memory); "
         "estimate of 1.48 mW a unit: the 450 units between 0 and 23 dBm are 0.2 W at an efficiency of 0.3",
     ),
+    _nr(
+        "nr_embb",
+        1.0,
+        "3GPP TR 38.840 tables 18 and 19, whose reference terminal it is: 100 MHz in FR1; units as redcap",
+    ),
     PowerModel(
         "wifi_esp32",
         *_two(14.0, 0.180 * 3.3, 19.5, 0.240 * 3.3),
