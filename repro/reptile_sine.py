@@ -3,7 +3,7 @@
 Source: Nichol, Achiam and Schulman, "On first-order meta-learning algorithms", 2018, section 4 and figure 1, and the
 program that their blog post "Reptile: a scalable meta-learning algorithm" gives: waves of amplitude 0.1 to 5 and any
 phase on 50 places from -5 to 5, a network 1-64-64-1 with tanh, five steps of ten places each at 0.02, and a step of the
-server that falls to nothing along a line (from memory).
+server that falls to nothing along a line.
 
 Each wave is a device, and an iteration a round of one wave. The program's step begins at 0.1; here at 1.0, unless told
 otherwise (chosen on the waves of `--seeds 7`). A new device is given ten random places; its error is that on the 50
