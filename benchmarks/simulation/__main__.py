@@ -43,6 +43,9 @@ def main(arguments: Sequence[str]) -> int:
         kept = OUT / f"simulation-{name}.json"
         if chosen.show or (chosen.resume and kept.exists()):
             continue
+        if not chosen.quick:  # what was best on a machine with other work may not be
+            for file in (OUT / "work" / name).glob("*.tuned.json"):
+                file.unlink()
         found = contest.measure(
             WORKS[name], taking, OUT / "work" / name, threads=chosen.threads, turns=rounds, budget_s=budget_s
         )

@@ -191,7 +191,8 @@ def build(work: Work, folder: Path, threads: int) -> Plant:
 
 def write(work: Work, folder: Path, threads: int) -> None:
     """Writes what the sides need of a workload, unless it is there."""
-    if (folder / "spec.json").exists():
+    kept = folder / "spec.json"
+    if kept.exists() and json.loads(kept.read_text(encoding="utf-8"))["work"] == repr(work):
         return
     folder.mkdir(parents=True, exist_ok=True)
     data = dataset(work)
@@ -221,6 +222,7 @@ def write(work: Work, folder: Path, threads: int) -> None:
     np.savez(folder / "weights.npz", **{name: value.numpy() for name, value in first.items()})
     rear = {"model": large.model, "options": large.options, "lr": large.lr, "weight_decay": large.weight_decay}
     spec = {
+        "work": repr(work),
         "name": work.name,
         "title": work.title,
         "kind": kit.cfg.name,
@@ -236,7 +238,7 @@ def write(work: Work, folder: Path, threads: int) -> None:
         "rear": rear if kit.large is not None else None,
         "flops_a_client": flops(built) * work.rows,
     }
-    (folder / "spec.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")
+    kept.write_text(json.dumps(spec, indent=1), encoding="utf-8")
 
 
 def flops(built: Plant) -> float:
