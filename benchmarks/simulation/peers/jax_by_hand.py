@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "jax"
+TUNE_S = 120.0  # after which no other way is tried
 CORES = int(sys.argv[2]) if len(sys.argv) > 2 else 1
 # Read when jax is imported.
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={CORES}"
@@ -138,28 +139,28 @@ class Jax:
 
 
 def tune(task: Task) -> None:
-    """Tries each way on ten clients; keeps the fastest."""
+    """Tries each way on a few clients until its time is up; keeps the fastest so far."""
     is_dense = all(kind != "conv" for kind, *_ in task.layers)
-    num = task.clients_a_round
-    sizes = [size for size in (1, 5, 25, 50) if num // CORES % size == 0]
-    tried = []
-    for cores in dict.fromkeys((CORES, 1)):
-        for by_patches in (False,) if is_dense else (True, False):
-            for side_by_side in sizes:
-                # Enough clients for a stack of each core; a way that is far behind isn't worth many.
-                few = side_by_side * cores if side_by_side > 5 else 10
-                best = {"cores": cores, "by_patches": by_patches, "side_by_side": side_by_side}
-                if tried and not is_dense and side_by_side > 5 and tried[-1][0] > 3.0 * min(tried)[0]:
-                    continue
-                side, (rows, labels) = Jax(task, best), task.cohort(1)
-                times = []
-                for _ in range(3):
-                    began = time.perf_counter()
-                    side.train(rows[:few], labels[:few])
-                    times.append((time.perf_counter() - began) / few)
-                tried.append((min(times[1:]), len(tried), best))
-                print(tried[-1], file=sys.stderr, flush=True)
-    keep_tuned(task, NAME, min(tried)[2])
+    sizes = [size for size in (5, 1, 25, 50) if task.clients_a_round // CORES % size == 0]
+    ways = [
+        (size, cores, by) for by in ((False,) if is_dense else (True, False)) for size in sizes for cores in (CORES, 1)
+    ]
+    seconds, began = dict[int, float](), time.perf_counter()
+    for place, (size, cores, by_patches) in enumerate(dict.fromkeys(ways)):
+        if seconds and time.perf_counter() - began > TUNE_S:
+            break
+        few = size * cores if size > 5 else 10
+        best = {"cores": cores, "by_patches": by_patches, "side_by_side": size}
+        side, (rows, labels) = Jax(task, best), task.cohort(1)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            side.train(rows[:few], labels[:few])
+            times.append((time.perf_counter() - start) / few)
+        seconds[place] = min(times[1:])
+        print(seconds[place], best, file=sys.stderr, flush=True)
+        if seconds[place] == min(seconds.values()):
+            keep_tuned(task, NAME, best)
 
 
 if __name__ == "__main__":
