@@ -47,6 +47,7 @@ class Firmware:
         check(program, population, len(places))
         self.program, self.population = program, population
         self.simulated = Stacked(program, population, memory_bytes)
+        self.simulated.kernels.prepare()
         with torch.no_grad():
             out, _ = program.call(program.initial, population.inputs(torch.zeros(1, dtype=torch.int64)), training=False)
         shape = tuple(out.shape[1:])

@@ -128,6 +128,17 @@ class Kernels:
     def _module(self, op: Op) -> nn.Module:
         return self.program.front if op in (Op.FORWARD, Op.BACKWARD) else self.program.module
 
+    def prepare(self) -> None:
+        """Looks at the program's modules now, for an engine beside which other threads call modules: while one is
+        traced, a call of any other fails.
+        """
+        for module in (self.program.module, self.program.front) if self.choice != "torch" else ():
+            self._look(module)
+
+    def _look(self, module: nn.Module) -> None:
+        if id(module) not in self._chains:
+            self._chains[id(module)] = chain.of(module, self.program.input_shape)
+
     def _chain(self, module: nn.Module) -> Chain:
         made = self._chains[id(module)]
         assert isinstance(made, Chain)
@@ -140,8 +151,7 @@ class Kernels:
         x = rows.x if rows.levels is None else rows.levels
         if x.dtype != torch.float32 or x.device.type != "cpu":
             return f"the rows are of {x.dtype} on {x.device}"
-        if id(module) not in self._chains:
-            self._chains[id(module)] = chain.of(module, self.program.input_shape)
+        self._look(module)
         made = self._chains[id(module)]
         if isinstance(made, str):
             return made
