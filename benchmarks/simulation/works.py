@@ -192,7 +192,7 @@ def build(work: Work, folder: Path, threads: int) -> Plant:
 def write(work: Work, folder: Path, threads: int) -> None:
     """Writes what the sides need of a workload, unless it is there."""
     kept = folder / "spec.json"
-    if kept.exists() and json.loads(kept.read_text(encoding="utf-8"))["work"] == repr(work):
+    if kept.exists() and json.loads(kept.read_text(encoding="utf-8")).get("work") == repr(work):
         return
     folder.mkdir(parents=True, exist_ok=True)
     data = dataset(work)
