@@ -45,6 +45,7 @@ bench: $(READY)  ## the benchmarks; the peers are installed into build/peers
 	$(BIN)/python -m benchmarks.scaling --quick
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.device int8 arena training code
+	$(BIN)/python -m benchmarks.link speed
 
 clean:  ## remove what make made
 	rm -rf $(VENV) runs build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midhaul.config import LinkConfig
+from midhaul.data import irish5g
 from midhaul.errors import ConfigError, DataError
 from midhaul.link import radio, traces
 from midhaul.link.conditions import Surroundings
@@ -129,6 +132,26 @@ def test_no_text_breaks_the_reader(text: str) -> None:
     for start in ("", "time_s,down_bps\n", "Timestamp,DL_bitrate\n"):
         with contextlib.suppress(DataError):
             assert traces.parse(start + text, "t").length_s > 0.0
+
+
+ARCHIVE = Path(os.environ.get("MIDHAUL_DATA", "")) / irish5g.FILE.name
+
+
+@pytest.mark.skipif(not ARCHIVE.is_file(), reason="MIDHAUL_DATA names no folder with the Irish traces")
+def test_the_irish_traces_are_read_but_for_one_whose_clock_goes_back() -> None:
+    lengths, refused = [], []
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        for name in archive.namelist():
+            if not name.endswith(".csv") or "__MACOSX" in name:
+                continue
+            try:
+                lengths.append(traces.parse(archive.read(name).decode("utf-8-sig"), name).length_s)
+            except DataError as error:
+                refused.append(str(error))
+    assert len(lengths) == 82
+    assert min(lengths) > 60.0
+    assert len(refused) == 1
+    assert "line 918: its time is before that of the line above" in refused[0]
 
 
 def test_devices_follow_traces_in_turn_from_places_of_their_own(tmp_path: Path) -> None:

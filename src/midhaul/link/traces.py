@@ -149,7 +149,7 @@ def _table(lines: Sequence[tuple[int, str]], name: str) -> Trace:
     times: list[float] = []
     rates: dict[str, list[float]] = {way: [] for way, columns in ways.items() if columns}
     for number, line in lines[1:]:
-        cells = next(csv.reader([line]))
+        cells = next(csv.reader([line])) if '"' in line else line.split(",")
         if len(cells) != len(header):
             raise DataError(f"the trace {name}, line {number}, has {len(cells)} columns and its heading {len(header)}")
         try:
@@ -182,7 +182,10 @@ def _table(lines: Sequence[tuple[int, str]], name: str) -> Trace:
 
 def _instant(text: str) -> float:
     """Gives the seconds of a time as 2019.12.01_12.11.21."""
-    return datetime.datetime.strptime(text, "%Y.%m.%d_%H.%M.%S").replace(tzinfo=datetime.UTC).timestamp()
+    if len(text) != 19 or text[10] != "_":
+        raise ValueError(f"{text!r} is no time")
+    stamp = f"{text[:10].replace('.', '-')}T{text[11:].replace('.', ':')}+00:00"
+    return datetime.datetime.fromisoformat(stamp).timestamp()
 
 
 def _number(text: str, name: str, number: int) -> float:
