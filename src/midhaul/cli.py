@@ -67,6 +67,19 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--resume", action="store_true", help="go on with runs that were stopped, keep those that ended"
     )
+    plans = command("plan", _plan, "Choose a scheme and its settings for a target within a budget; write the config.")
+    plans.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file (docs/config.md has the keys)")
+    plans.add_argument("--target", required=True, metavar="accuracy=0.9", help="what the run is to reach")
+    plans.add_argument(
+        "--within", default="", metavar="joules=20,hours=6", help="the most it may cost: joules, time, bytes"
+    )
+    plans.add_argument("--least", default="", metavar="COST", help="what to have least of; the first of --within")
+    plans.add_argument(
+        "--schemes", default="", metavar="A,B,C", help="names from `midhaul schemes`; else one or two a way"
+    )
+    plans.add_argument("--rounds", type=int, default=0, metavar="N", help="rounds at most; the config's if not given")
+    plans.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one key; may be repeated")
+    plans.add_argument("--out", type=Path, default=None, help="the config to write; CONFIG-plan.toml if not given")
     fits = command("size", _size, "Say whether a model fits a board, and what each op costs there.")
     fits.add_argument("model", nargs="?", help="a tiny model")
     fits.add_argument("--board", default="stm32l4", help="a name from `midhaul boards`")
@@ -199,6 +212,31 @@ def _compare(chosen: argparse.Namespace) -> None:
         return
     print(report.table(folders))
     print(f"\nreport: {page}")
+
+
+def _plan(chosen: argparse.Namespace) -> None:
+    settings = config.from_table(config.override(config.read_table(chosen.config), chosen.set), str(chosen.config))
+    if chosen.rounds < 0:
+        raise ConfigError(f"--rounds {chosen.rounds} is no number of rounds; give at least 1")
+    from midhaul import plan
+    from midhaul.plan import table
+
+    goal = plan.goal(chosen.target, chosen.within, chosen.least)
+    names = [name.strip() for name in chosen.schemes.split(",") if name.strip()]
+    with _Progress(chosen.json) as progress:
+        found = plan.plan(settings, goal, schemes=names, most=chosen.rounds, progress=progress, tell=progress.tell)
+    out = chosen.out or chosen.config.with_name(f"{chosen.config.stem}-plan.toml")
+    out.write_text(table.to_toml(found), encoding="utf-8")
+    if chosen.json:
+        print(json.dumps(table.to_table(found), indent=2))
+        return
+    print(_table(table.COLUMNS, table.rows(found), 120))
+    print("\n>: chosen; *: no other that reaches the target costs less of everything; ~: by the curve, not simulated\n")
+    for line in table.sentences(found):
+        print(textwrap.fill(line, 80))
+    for one in found.refused:
+        print(textwrap.fill(f"not tried: {one.name}: {one.refused}", 80, subsequent_indent="  "))
+    print(f"\nwritten to {out}; run it with: midhaul run {out}")
 
 
 def _size(chosen: argparse.Namespace) -> None:

@@ -476,6 +476,7 @@ class RunConfig:
     target_accuracy: float = option(
         0.0, "tell the seconds, joules and bytes until this accuracy; 0: none", low=0.0, high=1.0
     )
+    stop_at_target: bool = option(False, "end with the round that is as accurate as target_accuracy")
     evaluate_every: int = option(1, "rounds between evaluations; the last round is always evaluated", low=1)
     checkpoint_every: int = option(1, "rounds between checkpoints", low=1)
     workers: int = option(

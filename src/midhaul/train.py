@@ -149,6 +149,7 @@ class _Run:
         self.wall_s, self.train_s = 0.0, 0.0
         self.kernels: dict[str, str] = {}  # what computed each op before the run was resumed
         self.scores: Summary = {}
+        self.done = 0
         self.target: Summary = {"accuracy": config.run.target_accuracy} | dict.fromkeys(_TARGET)
         self.start: Summary = {}  # the accuracies before the first round, where the scheme tests its large model
         self.firmware = plant.engine if isinstance(plant.engine, Firmware) else None
@@ -177,7 +178,8 @@ class _Run:
             self.plant = settle(self.plant, server)
             if self.progress is not None:
                 self.progress("rounds", done, config.run.rounds)
-        for number in range(done + 1, config.run.rounds + 1):
+        self.done = done
+        for number in range(done + 1, done + 1 if self._is_enough() else config.run.rounds + 1):
             began = time.perf_counter()
             if number == config.data.drift_round:
                 self._drift()
@@ -192,13 +194,16 @@ class _Run:
             scores = self._evaluate(server, number) if due else None
             self.wall_s += time.perf_counter() - began
             self._reach(number, scores)
+            self.done, last = number, last or self._is_enough()
             self._line(number, scores, metrics)
             if number == done + 1:
                 self._tell_kernels()
             if last or number % config.run.checkpoint_every == 0:
                 self._save(number, server)
             if self.progress is not None:
-                self.progress("rounds", number, config.run.rounds)
+                self.progress("rounds", number, number if last else config.run.rounds)
+            if last:
+                break
         return Result(self._finish(server), server, self.out)
 
     def _kernels(self) -> dict[str, str]:
@@ -245,6 +250,10 @@ class _Run:
             f"{100 * wanted:g} % reached in round {number}: {format_joules(spent.device_joules)} of all devices, "
             f"{format_seconds(spent.simulated_seconds)} of simulated time"
         )
+
+    def _is_enough(self) -> bool:
+        """Tells whether the run was to end at its target, and is there."""
+        return self.plant.config.run.stop_at_target and self.target["round"] is not None
 
     def _drift(self) -> None:
         """Gives the devices the rows that they have from now on."""
@@ -389,7 +398,7 @@ class _Run:
             "radio": ", ".join(dict.fromkeys(group.radio.name for group in groups)),
             "groups": [_group(group, need) for group, need in zip(groups, plant.needs, strict=True)],
             "num_devices": len(plant.engine.devices),
-            "rounds": plant.config.run.rounds,
+            "rounds": self.done,
             "seed": plant.config.run.seed,
             **self.scores,
             "start": self.start or None,

@@ -20,7 +20,8 @@ LAYERS = (
     {"distil", "halves", "lora"},
     {"schemes", "runtime", "variants"},
     {"plant"},
-    {"train", "plan", "export", "report", "size", "provision", "inference"},
+    {"train", "export", "report", "size", "provision", "inference"},
+    {"plan"},
     {"apps"},
     {"cli"},
 )

@@ -1,0 +1,146 @@
+"""A candidate tried: how accurate it becomes, on rows put aside, and what a round of it costs the real devices."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from midhaul import train
+from midhaul.config import Config
+from midhaul.data import Dataset
+from midhaul.errors import MidhaulError
+from midhaul.plan.candidates import Candidate
+from midhaul.plan.curves import Curve, curve
+from midhaul.plan.goals import COSTS, Goal
+from midhaul.plant import Plant, build
+from midhaul.server import Progress
+
+_PRICED = 4  # rounds whose cost is counted: the first, and three to see what each more costs
+Costs = dict[str, float]
+
+
+class _Enough(Exception):
+    """A run has come as far as it was wanted to."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is expected of a run: the rounds until the target, None if it isn't reached; the best accuracy; the cost.
+
+    `seen` says whether the rounds were simulated to the end, or are the curve's. Costs are of these rounds, or of all
+    that the run may have.
+    """
+
+    rounds: int | None
+    seen: bool
+    accuracy: float
+    costs: Costs
+
+
+@dataclass
+class Probe:
+    """One candidate, as far as it was simulated."""
+
+    candidate: Candidate
+    config: Config
+    plant: Plant | None = None
+    refused: str = ""
+    accuracies: list[float] = field(default_factory=list)
+    prices: list[Costs] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What a table calls it."""
+        return f"{self.candidate.scheme}: {self.candidate.label}"
+
+    @property
+    def curve(self) -> Curve:
+        """The law through what was seen."""
+        return curve(self.accuracies)
+
+    def costs(self, rounds: int) -> Costs:
+        """Gives what so many rounds cost: as counted, and on along the mean of the later rounds that were counted."""
+        known = self.prices
+        if rounds <= len(known):
+            return known[rounds - 1]
+        last, first = known[-1], known[0]
+        more = (rounds - len(known)) / (len(known) - 1) if len(known) > 1 else 0.0
+        return {cost: last[cost] + more * (last[cost] - first[cost]) for cost in COSTS}
+
+    def forecast(self, goal: Goal, most: int) -> Forecast:
+        """Gives what is expected of a run of at most so many rounds."""
+        found = self.curve
+        rounds = found.first(goal.accuracy, most)
+        return Forecast(
+            rounds,
+            rounds is not None and rounds <= len(found.seen),
+            found.best(rounds or most),
+            self.costs(rounds or most),
+        )
+
+
+def probe(candidate: Candidate, given: Config, goal: Goal, data: Dataset) -> Probe:
+    """Gives a candidate that is yet to be tried, or the reason why it can't be."""
+    try:
+        config = candidate.config(given).replace(
+            run_engine="stacked", run_devices="", run_target_accuracy=goal.accuracy, run_stop_at_target=True
+        )
+        return Probe(candidate, config, build(config, dataset=data))
+    except MidhaulError as error:
+        return Probe(candidate, given, refused=str(error))
+
+
+def price(tried: Probe, data: Dataset, folder: Path, progress: Progress) -> None:
+    """Counts what the first rounds cost the devices that the run will have.
+
+    The server's models are hardly trained for it: of the devices' bytes, time and joules only entropy coding and rules
+    that choose by loss depend on that. The accuracy on the test rows is not looked at.
+    """
+    rounds = min(_PRICED, tried.config.run.rounds)
+    config = tried.config.replace(
+        run_rounds=rounds,
+        run_evaluate_every=rounds,
+        run_checkpoint_every=rounds,
+        run_target_accuracy=0.0,
+        run_stop_at_target=False,
+        scheme_lr_schedule="constant",
+        large_epochs=min(1, tried.config.large.epochs),
+        scheme_distill_epochs=min(1, tried.config.scheme.distill_epochs),
+        scheme_hint_epochs=min(1, tried.config.scheme.hint_epochs),
+    )
+    train.run(config, folder, dataset=data, progress=progress)
+    for line in _lines(folder):
+        both = float(line["uplink_bytes"] + line["downlink_bytes"])
+        tried.prices.append(
+            {
+                "joules": float(line["device_joules"]),
+                "seconds": float(line["simulated_seconds"]),
+                "bytes": both,
+                "uplink_bytes": float(line["uplink_bytes"]),
+                "downlink_bytes": float(line["downlink_bytes"]),
+            }
+        )
+
+
+def advance(tried: Probe, rounds: int, every: int, data: Dataset, folder: Path, progress: Progress) -> None:
+    """Goes on with a candidate until a round, or until it is as accurate as wanted on the rows put aside.
+
+    `every` divides all rounds that a candidate is stopped after: then there is a checkpoint to go on from.
+    """
+
+    def stop(label: str, done: int, total: int) -> None:
+        progress(label, done, rounds if label == "rounds" else total)
+        if label == "rounds" and done >= rounds:
+            raise _Enough
+
+    config = tried.config.replace(run_evaluate_every=1, run_checkpoint_every=every)
+    with contextlib.suppress(_Enough):
+        train.run(config, folder, dataset=data, resume=folder.exists(), progress=stop)
+    tried.accuracies = [float(line["accuracy"]) for line in _lines(folder)]
+
+
+def _lines(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["round"] >= 1]

@@ -1,0 +1,213 @@
+"""The search: schemes first, then single changes to the best of them, then what helped put together.
+
+Each stage halves its field again and again: all candidates are simulated for a few rounds, the better half for twice
+as many, and so on (K. Jamieson and A. Talwalkar, "Non-stochastic best arm identification and hyperparameter
+optimization", AISTATS 2016, algorithm 1, successive halving; from memory). What is left was simulated until it was as
+accurate as wanted, or for all rounds that the run may have: only what fell out early is judged by its curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from midhaul.config import Config
+from midhaul.data import Dataset, load
+from midhaul.errors import ConfigError
+from midhaul.plan.candidates import Candidate, changes, first
+from midhaul.plan.goals import COSTS, Goal
+from midhaul.plan.probe import Forecast, Probe, advance, price, probe
+from midhaul.plan.rows import for_choosing
+from midhaul.server import Progress
+
+_FINALISTS = 2  # schemes whose settings are varied
+_LEAST = 4  # rounds of the first rung: a curve through fewer says nothing
+_SPARE = 1.5  # a run may take so many times the rounds that were expected, if the limits allow it
+Rank = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was found: every candidate with its forecast, the best first, and the config to run."""
+
+    goal: Goal
+    most: int
+    tried: tuple[tuple[Probe, Forecast], ...]
+    refused: tuple[Probe, ...]
+    config: Config
+
+    @property
+    def chosen(self) -> tuple[Probe, Forecast]:
+        """The best, and what is expected of it."""
+        return self.tried[0]
+
+    @property
+    def meets(self) -> bool:
+        """Tells whether the target is expected to be reached within every limit."""
+        forecast = self.chosen[1]
+        return forecast.rounds is not None and not self.goal.excess(forecast.costs)[0]
+
+    def is_pareto(self, place: int) -> bool:
+        """Tells whether no other candidate that reaches the target costs less in joules, seconds and bytes alike."""
+        own = self.tried[place][1]
+        return own.rounds is not None and not any(
+            other.rounds is not None and _dominates(other, own) for _, other in self.tried if other is not own
+        )
+
+
+def _dominates(one: Forecast, other: Forecast) -> bool:
+    pairs = [(one.costs[cost], other.costs[cost]) for cost in ("joules", "seconds", "bytes")]
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def rank(forecast: Forecast, goal: Goal) -> Rank:
+    """Gives what candidates are sorted by: those within all limits by what is to be least; then those that reach the
+    target and cost too much, by how much; then those that don't reach it, by how far they stay behind."""
+    excess, _ = goal.excess(forecast.costs)
+    if forecast.rounds is None:
+        return 2.0, goal.accuracy - forecast.accuracy, forecast.costs[goal.least]
+    return (1.0 if excess else 0.0), excess, forecast.costs[goal.least]
+
+
+def plan(
+    given: Config,
+    goal: Goal,
+    *,
+    schemes: Sequence[str] = (),
+    most: int = 0,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """Gives the plan for a config.
+
+    A run may take `most` rounds, or as many as the config says. Candidates are chosen by rows put aside from what the
+    devices train on (`plan.rows`): the test rows are left for the run. Costs are those of the config's own devices.
+    Raises: MidhaulError in one sentence, if nothing can be tried.
+    """
+    given = given.replace(run_rounds=most or given.run.rounds)
+    data = load(given.data.name, **given.data.options)
+    with TemporaryDirectory(prefix="midhaul-plan-") as folder:
+        search = _Search(given, goal, data, Path(folder), progress or (lambda label, done, total: None), tell)
+        search.stage(first(schemes, given))
+        for finalist in search.best(_FINALISTS):
+            search.stage(_changed(finalist), beside=[finalist])
+        search.stage(search.together())
+        return search.plan()
+
+
+def _changed(tried: Probe) -> list[Candidate]:
+    assert tried.plant is not None
+    return [tried.candidate.with_change(label, *change) for label, change in changes(tried.candidate, tried.plant)]
+
+
+class _Search:
+    """A search under way."""
+
+    def __init__(
+        self,
+        given: Config,
+        goal: Goal,
+        data: Dataset,
+        folder: Path,
+        progress: Progress,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.given, self.goal, self.data, self.folder = given, goal, data, folder
+        self.progress, self.tell = progress, tell
+        self.most = given.run.rounds
+        self.every = max(_LEAST, self.most // 8)
+        self.tried: list[Probe] = []
+        self.refused: list[Probe] = []
+        self.aside: Dataset | None = None
+
+    def stage(self, candidates: Sequence[Candidate], beside: Sequence[Probe] = ()) -> None:
+        """Tries candidates against one another, and against some that were tried before."""
+        known = {(p.candidate.scheme, p.candidate.changes) for p in (*self.tried, *self.refused)}
+        field = list(beside)
+        for candidate in candidates:
+            if (candidate.scheme, candidate.changes) in known:
+                continue
+            found = probe(candidate, self.given, self.goal, self.data)
+            if found.plant is None:
+                self.tell(f"{found.name}: {found.refused}")
+                self.refused.append(found)
+                continue
+            if self.aside is None:
+                self.aside = for_choosing(self.data, found.plant.federation, found.plant.config)
+            self.tell(f"trying {found.name}")
+            price(found, self.data, self._folder("price", len(self.tried)), self.progress)
+            self.tried.append(found)
+            field.append(found)
+        if not self.tried:
+            raise ConfigError(
+                f"none of the schemes can be run: {self.refused[0].refused}" if self.refused else "no scheme"
+            )
+        rung = self.every
+        while field:
+            for one in field:
+                self._advance(one, min(rung, self.most))
+            if rung >= self.most:
+                break
+            field = self._sorted(field)[: max(1, (len(field) + 1) // 2)]
+            rung *= 2
+
+    def best(self, num: int) -> list[Probe]:
+        """Gives the best candidates, of different schemes."""
+        by_scheme: dict[str, Probe] = {}
+        for one in self._sorted(self.tried):
+            by_scheme.setdefault(one.candidate.scheme, one)
+        return list(by_scheme.values())[:num]
+
+    def together(self) -> list[Candidate]:
+        """Gives the best scheme with all the single changes that each made it better, where there are several."""
+        ahead = self._sorted(self.tried)
+        scheme = ahead[0].candidate.scheme
+        own = [one for one in ahead if one.candidate.scheme == scheme]
+        plain = next(place for place, one in enumerate(own) if not one.candidate.changes)
+        merged = Candidate(scheme)
+        for one in own[:plain]:
+            # The better of two changes of one setting was put in first.
+            if not dict(one.candidate.changes).keys() & dict(merged.changes).keys():
+                merged = merged.with_change(one.candidate.label, *one.candidate.changes)
+        return [merged] if plain > 1 else []
+
+    def plan(self) -> Plan:
+        """Gives what was found."""
+        tried = [(one, one.forecast(self.goal, self.most)) for one in self._sorted(self.tried)]
+        best, forecast = tried[0]
+        return Plan(self.goal, self.most, tuple(tried), tuple(self.refused), self._config(best, forecast))
+
+    def _config(self, best: Probe, forecast: Forecast) -> Config:
+        """Gives the config to run: with rounds to spare, as many as the limits allow."""
+        rounds = self.most
+        if forecast.rounds is not None:
+            rounds = min(self.most, max(forecast.rounds + 1, round(_SPARE * forecast.rounds)))
+            within = not self.goal.excess(forecast.costs)[0]
+            while within and rounds > forecast.rounds and self.goal.excess(best.costs(rounds))[0]:
+                rounds -= 1
+        kept = {"run_engine": self.given.run.engine, "run_devices": self.given.run.devices}
+        return best.candidate.config(self.given).replace(
+            run_rounds=rounds,
+            run_target_accuracy=self.goal.accuracy,
+            run_stop_at_target=True,
+            run_evaluate_every=1,
+            **kept,
+        )
+
+    def _sorted(self, field: Sequence[Probe]) -> list[Probe]:
+        return sorted(field, key=lambda one: rank(one.forecast(self.goal, self.most), self.goal))
+
+    def _advance(self, one: Probe, rounds: int) -> None:
+        reached = bool(one.accuracies) and max(one.accuracies) >= self.goal.accuracy
+        if reached or len(one.accuracies) >= rounds:
+            return
+        assert self.aside is not None
+        advance(one, rounds, self.every, self.aside, self._folder("try", self.tried.index(one)), self.progress)
+
+    def _folder(self, kind: str, number: int) -> Path:
+        return self.folder / f"{kind}-{number}"
+
+
+__all__ = ["COSTS", "Plan", "plan", "rank"]

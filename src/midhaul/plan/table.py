@@ -1,0 +1,121 @@
+"""A plan as people read it: a table, two sentences, and a config file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from midhaul import config as settings
+from midhaul.plan.goals import COSTS, shown
+from midhaul.plan.probe import Forecast, Probe
+from midhaul.plan.search import Plan
+from midhaul.units import format_bytes, format_joules, format_seconds
+
+COLUMNS = ("", "joules", "sim. time", "up", "down", "SRAM", "rounds", "accuracy %", "scheme: how it is run")
+
+
+def rows(plan: Plan) -> list[tuple[str, ...]]:
+    """Gives a row a candidate: the chosen one marked >, those that none beats in every cost marked *."""
+    return [
+        (
+            ">" if place == 0 else "*" if plan.is_pareto(place) else " ",
+            format_joules(forecast.costs["joules"]),
+            format_seconds(forecast.costs["seconds"]),
+            format_bytes(forecast.costs["uplink_bytes"]),
+            format_bytes(forecast.costs["downlink_bytes"]),
+            format_bytes(_sram(tried)),
+            _rounds(tried, forecast),
+            f"{100.0 * forecast.accuracy:.1f}",
+            tried.name,
+        )
+        for place, (tried, forecast) in enumerate(plan.tried)
+    ]
+
+
+def sentences(plan: Plan) -> list[str]:
+    """Gives the choice in two sentences, and what to know of it."""
+    best, forecast = plan.chosen
+    known = "was simulated" if forecast.seen else "is expected by its curve, not seen,"
+    lines = []
+    if forecast.rounds is None:
+        lines.append(
+            f"Nothing reaches {plan.goal} in {plan.most} rounds; {best.name} comes nearest, with "
+            f"{100.0 * forecast.accuracy:.1f} %. Allow more --rounds, a larger tiny.model, or a lower target."
+        )
+    elif not plan.meets:
+        excess, cost = plan.goal.excess(forecast.costs)
+        limit = next(limit.most for limit in plan.goal.limits if limit.cost == cost)
+        lines.append(
+            f"Nothing reaches {plan.goal}; {best.name} comes nearest: it {known} to get there in {forecast.rounds} "
+            f"rounds for {shown(cost, forecast.costs[cost])}, {100.0 * excess:.0f} % over the {shown(cost, limit)} of "
+            f"{cost}."
+        )
+    else:
+        lines.append(
+            f"{best.name} {known} to reach {plan.goal}: after {forecast.rounds} rounds, for "
+            f"{shown('joules', forecast.costs['joules'])}, {shown('seconds', forecast.costs['seconds'])} and "
+            f"{shown('bytes', forecast.costs['bytes'])} on the link."
+        )
+    lines.append(_second(plan))
+    return lines
+
+
+def _second(plan: Plan) -> str:
+    """Says what the next scheme would have cost, and why it is behind."""
+    best, forecast = plan.chosen
+    other = next(((t, f) for t, f in plan.tried if t.candidate.scheme != best.candidate.scheme), None)
+    if other is None:
+        return "No other scheme could be tried."
+    tried, theirs = other
+    if theirs.rounds is None:
+        return f"The next scheme, {tried.name}, stays at {100.0 * theirs.accuracy:.1f} % in {plan.most} rounds."
+    least = plan.goal.least
+    times = theirs.costs[least] / forecast.costs[least] if forecast.costs[least] else float("inf")
+    return (
+        f"The next scheme, {tried.name}, would take {theirs.rounds} rounds and {shown(least, theirs.costs[least])} of "
+        f"{least}, {times:.1f} times as much."
+    )
+
+
+def to_table(plan: Plan) -> dict[str, Any]:
+    """Gives the plan as plain values."""
+    return {
+        "target": plan.goal.accuracy,
+        "within": {limit.cost: limit.most for limit in plan.goal.limits},
+        "least": plan.goal.least,
+        "meets": plan.meets,
+        "sentences": sentences(plan),
+        "candidates": [
+            {
+                "scheme": tried.candidate.scheme,
+                "how": tried.candidate.label,
+                "settings": {name.replace("_", ".", 1): value for name, value in tried.candidate.changes},
+                "rounds": forecast.rounds,
+                "seen": forecast.seen,
+                "accuracy": forecast.accuracy,
+                "accuracies": tried.accuracies,
+                **{cost: forecast.costs[cost] for cost in COSTS},
+                "sram_bytes": _sram(tried),
+                "pareto": plan.is_pareto(place),
+            }
+            for place, (tried, forecast) in enumerate(plan.tried)
+        ],
+        "refused": [{"scheme": r.candidate.scheme, "how": r.candidate.label, "why": r.refused} for r in plan.refused],
+        "config": settings.to_table(plan.config),
+    }
+
+
+def to_toml(plan: Plan) -> str:
+    """Gives the config to run, with what was expected of it on top."""
+    lines = [f"# midhaul plan: {plan.goal}", *(f"# {line}" for line in sentences(plan)), ""]
+    return "\n".join(lines) + settings.to_toml(plan.config)
+
+
+def _rounds(tried: Probe, forecast: Forecast) -> str:
+    if forecast.rounds is None:
+        return "-"
+    return str(forecast.rounds) if forecast.seen else f"~{forecast.rounds}"
+
+
+def _sram(tried: Probe) -> int:
+    assert tried.plant is not None
+    return tried.plant.need.sram_bytes
