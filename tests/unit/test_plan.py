@@ -129,6 +129,23 @@ def test_costs_are_those_of_the_run_to_the_byte(tmp_path: Path) -> None:
     assert expected["seconds"] == pytest.approx(ended["simulated_seconds"], rel=1e-9)
 
 
+def test_a_candidate_that_begins_like_another_ends_as_if_it_had_begun_anew(tmp_path: Path) -> None:
+    data, wanted = load("digits"), goal("accuracy=1")
+    quick = {"large_model": "mlp_large", "large_epochs": 1, "scheme_distill_epochs": 1, "data_public": 0.3}
+    given = DIGITS.replace(**quick, run_rounds=4)
+    plain = Candidate("federated_transfer")
+    changed = plain.with_change("updates in 8 bits", ("link_up", "delta,quantise:8"))
+    found = []
+    for candidate, name, like in ((plain, "plain", None), (changed, "anew", None), (changed, "alike", "plain")):
+        tried = probes.probe(candidate, given, wanted, data)
+        beside = tmp_path / like if like else None
+        probes.advance(tried, 4, 4, data, tmp_path / name, lambda label, done, total: None, beside)
+        found.append(tried.accuracies)
+    assert len(found[0]) == 4
+    assert found[2] == found[1]
+    assert (tmp_path / "anew" / "start").exists()
+
+
 def test_single_changes_are_those_that_the_scheme_admits() -> None:
     data = load("digits")
     wanted = goal("accuracy=0.9")

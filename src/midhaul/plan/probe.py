@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from midhaul import config as settings
 from midhaul import train
 from midhaul.config import Config
 from midhaul.data import Dataset
@@ -18,6 +20,8 @@ from midhaul.plant import Plant, build
 from midhaul.server import Progress
 
 _PRICED = 4  # rounds whose cost is counted: the first, and three to see what each more costs
+_START = "start"  # the folder with the checkpoint of round 0
+_LATER = ("link_", "fleet_cohort", "scheme_epochs")
 Costs = dict[str, float]
 
 
@@ -54,6 +58,11 @@ class Probe:
     def name(self) -> str:
         """What a table calls it."""
         return f"{self.candidate.scheme}: {self.candidate.label}"
+
+    @property
+    def begins_alike(self) -> bool:
+        """Tells whether what it changes leaves all that happens before the first round as the scheme has it."""
+        return all(name.startswith(_LATER) for name, _ in self.candidate.changes)
 
     @property
     def curve(self) -> Curve:
@@ -124,18 +133,29 @@ def price(tried: Probe, data: Dataset, folder: Path, progress: Progress) -> None
         )
 
 
-def advance(tried: Probe, rounds: int, every: int, data: Dataset, folder: Path, progress: Progress) -> None:
+def advance(
+    tried: Probe, rounds: int, every: int, data: Dataset, folder: Path, progress: Progress, like: Path | None = None
+) -> None:
     """Goes on with a candidate until a round, or until it is as accurate as wanted on the rows put aside.
 
-    `every` divides all rounds that a candidate is stopped after: then there is a checkpoint to go on from.
+    `every` divides all rounds that a candidate is stopped after: then there is a checkpoint to go on from. `like` is
+    the folder of another that begins alike: what the server learned before the first round is taken from there.
     """
 
     def stop(label: str, done: int, total: int) -> None:
         progress(label, done, rounds if label == "rounds" else total)
+        if label == "rounds" and done == 1 and not (folder / _START).exists():
+            shutil.copytree(folder / "checkpoint", folder / _START)
         if label == "rounds" and done >= rounds:
             raise _Enough
 
     config = tried.config.replace(run_evaluate_every=1, run_checkpoint_every=every)
+    if like is not None and not folder.exists() and (like / _START).exists() and tried.begins_alike:
+        assert tried.plant is not None
+        resolved = tried.plant.config.replace(run_evaluate_every=1, run_checkpoint_every=every)
+        shutil.copytree(like / _START, folder / "checkpoint")
+        shutil.copy(like / "metrics.jsonl", folder)
+        (folder / "config.toml").write_text(settings.to_toml(resolved), encoding="utf-8")
     with contextlib.suppress(_Enough):
         train.run(config, folder, dataset=data, resume=folder.exists(), progress=stop)
     tried.accuracies = [float(line["accuracy"]) for line in _lines(folder)]

@@ -204,7 +204,10 @@ class _Search:
         if reached or len(one.accuracies) >= rounds:
             return
         assert self.aside is not None
-        advance(one, rounds, self.every, self.aside, self._folder("try", self.tried.index(one)), self.progress)
+        same = (other for other in self.tried if other.candidate.scheme == one.candidate.scheme)
+        like = self._folder("try", self.tried.index(next(same)))
+        folder = self._folder("try", self.tried.index(one))
+        advance(one, rounds, self.every, self.aside, folder, self.progress, like)
 
     def _folder(self, kind: str, number: int) -> Path:
         return self.folder / f"{kind}-{number}"
