@@ -8,8 +8,9 @@ accurate as wanted, or for all rounds that the run may have: only what fell out 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +21,8 @@ from midhaul.plan.candidates import Candidate, changes, first
 from midhaul.plan.goals import COSTS, Goal
 from midhaul.plan.probe import Forecast, Probe, advance, price, probe
 from midhaul.plan.rows import for_choosing
+from midhaul.plant import Plant as Built
+from midhaul.plant import build
 from midhaul.server import Progress
 
 _FINALISTS = 2  # schemes whose settings are varied
@@ -30,9 +33,14 @@ Rank = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found: every candidate with its forecast, the best first, and the config to run."""
+    """What was found: every candidate with its forecast, the best first, and the config to run.
+
+    `aim` is the goal that candidates were held to on the `num_aside` rows that they were tested on.
+    """
 
     goal: Goal
+    aim: Goal
+    num_aside: int
     most: int
     tried: tuple[tuple[Probe, Forecast], ...]
     refused: tuple[Probe, ...]
@@ -115,6 +123,7 @@ class _Search:
         tell: Callable[[str], None],
     ) -> None:
         self.given, self.goal, self.data, self.folder = given, goal, data, folder
+        self.aim, self.num_aside = goal, 0
         self.progress, self.tell = progress, tell
         self.most = given.run.rounds
         self.every = max(_LEAST, self.most // 8)
@@ -129,13 +138,14 @@ class _Search:
         for candidate in candidates:
             if (candidate.scheme, candidate.changes) in known:
                 continue
-            found = probe(candidate, self.given, self.goal, self.data)
+            found = probe(candidate, self.given, self.aim, self.data)
             if found.plant is None:
                 self.tell(f"{found.name}: {found.refused}")
                 self.refused.append(found)
                 continue
             if self.aside is None:
-                self.aside = for_choosing(self.data, found.plant.federation, found.plant.config)
+                self._put_aside(found.plant)
+                found = probe(candidate, self.given, self.aim, self.data)
             self.tell(f"trying {found.name}")
             price(found, self.data, self._folder("price", len(self.tried)), self.progress)
             self.tried.append(found)
@@ -152,6 +162,15 @@ class _Search:
                 break
             field = self._sorted(field)[: max(1, (len(field) + 1) // 2)]
             rung *= 2
+
+    def _put_aside(self, plant: Built) -> None:
+        """Puts rows aside to choose on, and aims higher than the goal by their accuracy's standard error."""
+        aside = for_choosing(self.data, plant.federation, plant.config)
+        tested = build(plant.config, dataset=aside).federation.test
+        self.num_aside = sum(len(rows) for rows in tested)
+        wanted = self.goal.accuracy
+        error = math.sqrt(wanted * (1.0 - wanted) / max(self.num_aside, 1))
+        self.aside, self.aim = aside, replace(self.goal, accuracy=min(wanted + error, 1.0))
 
     def best(self, num: int) -> list[Probe]:
         """Gives the best candidates, of different schemes."""
@@ -175,9 +194,10 @@ class _Search:
 
     def plan(self) -> Plan:
         """Gives what was found."""
-        tried = [(one, one.forecast(self.goal, self.most)) for one in self._sorted(self.tried)]
+        tried = [(one, one.forecast(self.aim, self.most)) for one in self._sorted(self.tried)]
         best, forecast = tried[0]
-        return Plan(self.goal, self.most, tuple(tried), tuple(self.refused), self._config(best, forecast))
+        config = self._config(best, forecast)
+        return Plan(self.goal, self.aim, self.num_aside, self.most, tuple(tried), tuple(self.refused), config)
 
     def _config(self, best: Probe, forecast: Forecast) -> Config:
         """Gives the config to run: with rounds to spare, as many as the limits allow."""
@@ -197,10 +217,10 @@ class _Search:
         )
 
     def _sorted(self, field: Sequence[Probe]) -> list[Probe]:
-        return sorted(field, key=lambda one: rank(one.forecast(self.goal, self.most), self.goal))
+        return sorted(field, key=lambda one: rank(one.forecast(self.aim, self.most), self.aim))
 
     def _advance(self, one: Probe, rounds: int) -> None:
-        reached = bool(one.accuracies) and max(one.accuracies) >= self.goal.accuracy
+        reached = bool(one.accuracies) and max(one.accuracies) >= self.aim.accuracy
         if reached or len(one.accuracies) >= rounds:
             return
         assert self.aside is not None

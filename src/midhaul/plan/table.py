@@ -32,7 +32,7 @@ def rows(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def sentences(plan: Plan) -> list[str]:
-    """Gives the choice in two sentences, and what to know of it."""
+    """Gives the choice in two sentences, and what it rests on in a third."""
     best, forecast = plan.chosen
     known = "was simulated" if forecast.seen else "is expected by its curve, not seen,"
     lines = []
@@ -45,17 +45,21 @@ def sentences(plan: Plan) -> list[str]:
         excess, cost = plan.goal.excess(forecast.costs)
         limit = next(limit.most for limit in plan.goal.limits if limit.cost == cost)
         lines.append(
-            f"Nothing reaches {plan.goal}; {best.name} comes nearest: it {known} to get there in {forecast.rounds} "
-            f"rounds for {shown(cost, forecast.costs[cost])}, {100.0 * excess:.0f} % over the {shown(cost, limit)} of "
-            f"{cost}."
+            f"Nothing reaches {plan.goal}; {best.name} comes nearest: it {known} to get there in "
+            f"{_count(forecast.rounds)} for {shown(cost, forecast.costs[cost])}, {100.0 * excess:.0f} % over the "
+            f"{shown(cost, limit)} of {cost}."
         )
     else:
         lines.append(
-            f"{best.name} {known} to reach {plan.goal}: after {forecast.rounds} rounds, for "
+            f"{best.name} {known} to reach {plan.goal}: after {_count(forecast.rounds)}, for "
             f"{shown('joules', forecast.costs['joules'])}, {shown('seconds', forecast.costs['seconds'])} and "
             f"{shown('bytes', forecast.costs['bytes'])} on the link."
         )
     lines.append(_second(plan))
+    lines.append(
+        f"Chosen on {plan.num_aside:,} rows that no test uses, where {100.0 * plan.aim.accuracy:.1f} % was asked for: "
+        "the target and the standard error of so many rows. The run ends when its own test rows say so."
+    )
     return lines
 
 
@@ -71,7 +75,7 @@ def _second(plan: Plan) -> str:
     least = plan.goal.least
     times = theirs.costs[least] / forecast.costs[least] if forecast.costs[least] else float("inf")
     return (
-        f"The next scheme, {tried.name}, would take {theirs.rounds} rounds and {shown(least, theirs.costs[least])} of "
+        f"The next scheme, {tried.name}, would take {_count(theirs.rounds)} and {shown(least, theirs.costs[least])} of "
         f"{least}, {times:.1f} times as much."
     )
 
@@ -80,6 +84,8 @@ def to_table(plan: Plan) -> dict[str, Any]:
     """Gives the plan as plain values."""
     return {
         "target": plan.goal.accuracy,
+        "aim": plan.aim.accuracy,
+        "rows_aside": plan.num_aside,
         "within": {limit.cost: limit.most for limit in plan.goal.limits},
         "least": plan.goal.least,
         "meets": plan.meets,
@@ -108,6 +114,10 @@ def to_toml(plan: Plan) -> str:
     """Gives the config to run, with what was expected of it on top."""
     lines = [f"# midhaul plan: {plan.goal}", *(f"# {line}" for line in sentences(plan)), ""]
     return "\n".join(lines) + settings.to_toml(plan.config)
+
+
+def _count(rounds: int) -> str:
+    return "1 round" if rounds == 1 else f"{rounds} rounds"
 
 
 def _rounds(tried: Probe, forecast: Forecast) -> str:
