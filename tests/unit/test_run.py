@@ -53,7 +53,11 @@ def stop_after(number: int) -> object:
 RESUMED = ["local", "pooled", "fedadam", "transfer", "fedrep", "split", "federated_split_v1", "fedgkt"]
 
 
-@pytest.mark.parametrize(("name", "engine"), [(n, engine) for n in RESUMED for engine in SCHEMES[n].engines])
+# A cluster is a process that all its tests share: resuming there is in tests/contract/test_cluster.py.
+ENGINES = [(name, engine) for name in RESUMED for engine in SCHEMES[name].engines if engine != "cluster"]
+
+
+@pytest.mark.parametrize(("name", "engine"), ENGINES)
 def test_resumed_equals_uninterrupted_to_the_bit(name: str, engine: str, tmp_path: Path) -> None:
     settings = config(name, run_engine=engine, large_optimizer="adam", run_devices="host:*3")
     if name == "pooled":

@@ -28,7 +28,7 @@ DESCRIPTION = Description(
     key="device",
     licence="none needed: the numbers are drawn here",
     source="drawn by midhaul",
-    citation="none: a classes' centre is drawn evenly, and noise of two even parts is added",
+    citation="none: a class's centre is drawn evenly, and noise of two even parts is added",
 )
 
 

@@ -235,8 +235,8 @@ POWERS: dict[str, PowerModel] = {model.name: model for model in _ALL}
 def get(name: str) -> PowerModel:
     """Gives the power model of a radio by its name. Raises: ConfigError naming the nearest known one.
 
-    >>> round(get("redcap").circuit_w / get("redcap").transmit_w(get("redcap").max_w), 2)  # P0 of all, at full power
-    0.35
+    >>> f"{get('redcap').circuit_w / get('redcap').transmit_w(get('redcap').max_w):.2f}"  # P0 of all, at full power
+    '0.35'
     """
     if name not in POWERS:
         raise ConfigError(f"nothing is known of what the radio {name!r} draws by state{nearest(name, POWERS)}")

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import lambertw
 
 Array = npt.NDArray[np.float64]
 _STEPS = 100  # of a search, which ends sooner where it is at the last bits
@@ -32,6 +31,8 @@ def phi_inverse(q: Array) -> Array:
     Near its branch point -1 / e, W has half of its digits at best; the start is then its series there, and steps of
     Newton's method on ln phi give the rest.
     """
+    from scipy.special import lambertw  # here alone: a run without a shared band need not wait for it
+
     q = np.asarray(q, np.float64)
     root = np.sqrt(2.0 * np.maximum(q, 0.0))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -47,6 +48,8 @@ def snr_of_rate(y: Array) -> Array:
 
     It is -W_-1(-y e^-y) / y - 1, and near the branch point what Newton's method makes of 2 (1 - y).
     """
+    from scipy.special import lambertw
+
     y = np.asarray(y, np.float64)
     inner = np.clip(y, 1e-300, 1.0 - 1e-16)
     with np.errstate(over="ignore", invalid="ignore"):
