@@ -215,10 +215,10 @@ def _compare(chosen: argparse.Namespace) -> None:
 
 
 def _plan(chosen: argparse.Namespace) -> None:
-    settings = config.from_table(config.override(config.read_table(chosen.config), chosen.set), str(chosen.config))
+    settings = _config(chosen)
     if chosen.rounds < 0:
         raise ConfigError(f"--rounds {chosen.rounds} is no number of rounds; give at least 1")
-    from midhaul import plan
+    from midhaul import checkpoint, plan
     from midhaul.plan import table
 
     goal = plan.goal(chosen.target, chosen.within, chosen.least)
@@ -226,7 +226,7 @@ def _plan(chosen: argparse.Namespace) -> None:
     with _Progress(chosen.json) as progress:
         found = plan.plan(settings, goal, schemes=names, most=chosen.rounds, progress=progress, tell=progress.tell)
     out = chosen.out or chosen.config.with_name(f"{chosen.config.stem}-plan.toml")
-    out.write_text(table.to_toml(found), encoding="utf-8")
+    checkpoint.write(out, table.to_toml(found).encode())
     if chosen.json:
         print(json.dumps(table.to_table(found), indent=2))
         return
@@ -235,7 +235,7 @@ def _plan(chosen: argparse.Namespace) -> None:
     for line in table.sentences(found):
         print(textwrap.fill(line, 80))
     for one in found.refused:
-        print(textwrap.fill(f"not tried: {one.name}: {one.refused}", 80, subsequent_indent="  "))
+        print(textwrap.fill(f"not tried: {one.candidate.name}: {one.why}", 80, subsequent_indent="  "))
     print(f"\nwritten to {out}; run it with: midhaul run {out}")
 
 
@@ -459,10 +459,11 @@ def _report(chosen: argparse.Namespace) -> None:
 
 def _config(chosen: argparse.Namespace) -> Config:
     table = config.override(config.read_table(chosen.config), chosen.set)
-    options = {name: getattr(chosen, name) for name in ("engine", "devices", "memory", "workers", "address")}
+    named = ("engine", "devices", "memory", "workers", "address")
+    options = {name: getattr(chosen, name, "") for name in named}  # a plan has none of them
     given = [f"run.{name}={json.dumps(value)}" for name, value in options.items() if value not in ("", None)]
     settings = config.from_table(config.override(table, given), where=str(chosen.config))
-    if chosen.devices and settings.run.engine != "firmware":
+    if options["devices"] and settings.run.engine != "firmware":
         raise ConfigError(f"--devices is for --engine firmware, and the engine is {settings.run.engine}; add --engine")
     for name in ("workers", "address"):
         if options[name] not in ("", None) and settings.run.engine != "cluster":
@@ -495,7 +496,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int = 8
     cells = [list(columns), *[[str(cell) for cell in row] for row in rows]]
     widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
     right = [
-        all(row[place][:1].isdigit() or row[place] in ("-", "") for row in cells[1:]) for place in range(len(columns))
+        all(row[place].lstrip("~")[:1].isdigit() or row[place] in ("-", "") for row in cells[1:])
+        for place in range(len(columns))
     ]
     used = sum(widths[:-1]) + 2 * (len(widths) - 1)
     widths[-1] = max(8, min(widths[-1], width - used))

@@ -77,6 +77,8 @@ def run(
     """
     if config.link.keep_frames and out is None:
         raise ConfigError("link.keep_frames wants a folder to keep them in; give one with --out")
+    if config.run.stop_at_target and not config.run.target_accuracy:
+        raise ConfigError("run.stop_at_target has no target to stop at; set run.target_accuracy, for example 0.9")
     is_new = out is not None and not out.exists()
     if out is not None:
         _open_folder(out, resume)

@@ -119,8 +119,8 @@ def test_candidates_within_the_limits_come_first_then_those_over_then_those_behi
 
 def test_costs_are_those_of_the_run_to_the_byte(tmp_path: Path) -> None:
     data = load("digits")
-    tried = probes.probe(Candidate("fedavg"), DIGITS, goal("accuracy=0.99"), data)
-    probes.price(tried, data, tmp_path / "price", lambda label, done, total: None)
+    tried = probes.probe(Candidate("fedavg"), DIGITS, goal("accuracy=0.99"), data, tmp_path)
+    probes.price(tried, data, lambda label, done, total: None)
     ended = train.run(DIGITS.replace(scheme_name="fedavg"), dataset=data).summary
     expected = tried.costs(8)
     assert expected["uplink_bytes"] == ended["uplink_bytes"]
@@ -135,15 +135,48 @@ def test_a_candidate_that_begins_like_another_ends_as_if_it_had_begun_anew(tmp_p
     given = DIGITS.replace(**quick, run_rounds=4)
     plain = Candidate("federated_transfer")
     changed = plain.with_change("updates in 8 bits", ("link_up", "delta,quantise:8"))
-    found = []
-    for candidate, name, like in ((plain, "plain", None), (changed, "anew", None), (changed, "alike", "plain")):
-        tried = probes.probe(candidate, given, wanted, data)
-        beside = tmp_path / like if like else None
-        probes.advance(tried, 4, 4, data, tmp_path / name, lambda label, done, total: None, beside)
-        found.append(tried.accuracies)
-    assert len(found[0]) == 4
-    assert found[2] == found[1]
-    assert (tmp_path / "anew" / "start").exists()
+    found: list[probes.Probe] = []
+    done: list[set[str]] = []
+    for candidate, name, alike in ((plain, "plain", False), (changed, "anew", False), (changed, "alike", True)):
+        labels: set[str] = set()
+        tried = probes.probe(candidate, given, wanted, data, tmp_path / name)
+        told = lambda label, done, total, labels=labels: labels.add(label)  # noqa: E731
+        probes.advance(tried, 4, 4, data, told, found[0] if alike else None)
+        found.append(tried)
+        done.append(labels)
+    assert len(found[0].accuracies) == 4
+    assert found[2].accuracies == found[1].accuracies
+    assert "the large model learns" in done[1]
+    assert done[2] == {"rounds"}
+
+
+def test_a_candidate_that_fails_on_its_way_is_told_and_the_others_go_on() -> None:
+    told: list[str] = []
+    wild = DIGITS.replace(scheme_lr=1e30, run_rounds=4, tiny_model="mlp", large_model="mlp_large")
+    with pytest.raises(ConfigError, match="none of the schemes can be run"):
+        plan.plan(wild, goal("accuracy=0.9"), schemes=["fedavg"], tell=told.append)
+    found = plan.plan(
+        wild.replace(data_public=0.3, large_epochs=1),
+        goal("accuracy=0.5"),
+        schemes=["fedavg", "pooled"],
+        tell=told.append,
+    )
+    assert found.refused[0].candidate == Candidate("fedavg")
+    assert "fedavg" not in {tried.candidate.scheme for tried, _ in found.tried}
+    assert found.chosen[0].candidate.scheme == "pooled"
+    assert sum(line.startswith("fedavg: as given: ") for line in told) == 2
+
+
+def test_a_rate_that_falls_is_planned_for_like_any_other(tmp_path: Path) -> None:
+    falling = DIGITS.replace(scheme_lr_schedule="step", scheme_lr_milestones="6", scheme_lr_warmup=4)
+    tried = probes.probe(Candidate("fedavg"), falling, goal("accuracy=0.9"), load("digits"), tmp_path)
+    probes.price(tried, load("digits"), lambda label, done, total: None)
+    assert len(tried.prices) == 4
+
+
+def test_a_run_that_is_to_stop_wants_a_target() -> None:
+    with pytest.raises(ConfigError, match=r"set run\.target_accuracy"):
+        train.run(DIGITS.replace(run_stop_at_target=True))
 
 
 def test_single_changes_are_those_that_the_scheme_admits() -> None:
@@ -152,8 +185,7 @@ def test_single_changes_are_those_that_the_scheme_admits() -> None:
 
     def labels(scheme: str) -> list[str]:
         config = DIGITS.replace(tiny_model="mlp", tiny_options={"hidden": [16, 8]}, large_model="mlp_large")
-        tried = probes.probe(Candidate(scheme), config, wanted, data)
-        assert tried.plant is not None, tried.refused
+        tried = probes.probe(Candidate(scheme), config, wanted, data, Path("unused"))
         return [label for label, _ in changes(tried.candidate, tried.plant)]
 
     averaging, relay = labels("fedavg"), labels("split")

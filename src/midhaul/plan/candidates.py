@@ -28,6 +28,11 @@ class Candidate:
     changes: tuple[tuple[str, Any], ...] = ()
     label: str = "as given"
 
+    @property
+    def name(self) -> str:
+        """What a table calls it."""
+        return f"{self.scheme}: {self.label}"
+
     def config(self, given: Config) -> Config:
         """Gives the config of a run. Raises: ConfigError where the settings can't stand together."""
         return given.replace(scheme_name=self.scheme, **dict(self.changes))

@@ -26,7 +26,6 @@ class Curve:
     top: float
     fall: float
     speed: float
-    spread: float
 
     def best(self, rounds: int) -> float:
         """Gives the best accuracy until a round: seen, or where it lies ahead by the law, never below what was seen."""
@@ -53,7 +52,7 @@ def curve(seen: Sequence[float]) -> Curve:
     With fewer than four points nothing is expected beyond the best of them.
     """
     points = tuple(float(value) for value in seen)
-    flat = Curve(points, max(points), 0.0, 1.0, 0.0)
+    flat = Curve(points, max(points), 0.0, 1.0)
     if len(points) < _FEW or max(points) == min(points):
         return flat
     from scipy.optimize import curve_fit
@@ -70,5 +69,4 @@ def curve(seen: Sequence[float]) -> Curve:
         )
     except RuntimeError:
         return flat
-    spread = float(np.std(values - law(rounds, top, fall, speed)))
-    return Curve(points, float(top), float(fall), float(speed), spread)
+    return Curve(points, float(top), float(fall), float(speed))

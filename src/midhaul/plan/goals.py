@@ -39,11 +39,11 @@ class Goal:
         return worst if worst[0] > 0.0 else (0.0, "")
 
     def __str__(self) -> str:
-        within = " and ".join(f"{shown(cost, most)} {_SAID[cost]}" for cost, most in self.limits)
+        within = " and ".join(f"{shown(cost, most)} {SAID[cost]}" for cost, most in self.limits)
         return f"{100.0 * self.accuracy:g} % accuracy" + (f" within {within}" if within else "")
 
 
-_SAID = {
+SAID = {
     "joules": "of all devices",
     "seconds": "of simulated time",
     "bytes": "on the link",

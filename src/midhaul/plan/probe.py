@@ -7,12 +7,12 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from midhaul import config as settings
 from midhaul import train
 from midhaul.config import Config
 from midhaul.data import Dataset
-from midhaul.errors import MidhaulError
 from midhaul.plan.candidates import Candidate
 from midhaul.plan.curves import Curve, curve
 from midhaul.plan.goals import COSTS, Goal
@@ -43,21 +43,23 @@ class Forecast:
     costs: Costs
 
 
+class Refused(NamedTuple):
+    """A candidate that can't be run, and why."""
+
+    candidate: Candidate
+    why: str
+
+
 @dataclass
 class Probe:
-    """One candidate, as far as it was simulated."""
+    """One candidate, as far as it was simulated, in a folder of its own."""
 
     candidate: Candidate
     config: Config
-    plant: Plant | None = None
-    refused: str = ""
+    plant: Plant
+    folder: Path
     accuracies: list[float] = field(default_factory=list)
     prices: list[Costs] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """What a table calls it."""
-        return f"{self.candidate.scheme}: {self.candidate.label}"
 
     @property
     def begins_alike(self) -> bool:
@@ -90,18 +92,15 @@ class Probe:
         )
 
 
-def probe(candidate: Candidate, given: Config, goal: Goal, data: Dataset) -> Probe:
-    """Gives a candidate that is yet to be tried, or the reason why it can't be."""
-    try:
-        config = candidate.config(given).replace(
-            run_engine="stacked", run_devices="", run_target_accuracy=goal.accuracy, run_stop_at_target=True
-        )
-        return Probe(candidate, config, build(config, dataset=data))
-    except MidhaulError as error:
-        return Probe(candidate, given, refused=str(error))
+def probe(candidate: Candidate, given: Config, goal: Goal, data: Dataset, folder: Path) -> Probe:
+    """Gives a candidate that is yet to be tried. Raises: MidhaulError for one that can't be."""
+    config = candidate.config(given).replace(
+        run_engine="stacked", run_devices="", run_target_accuracy=goal.accuracy, run_stop_at_target=True
+    )
+    return Probe(candidate, config, build(config, dataset=data), folder)
 
 
-def price(tried: Probe, data: Dataset, folder: Path, progress: Progress) -> None:
+def price(tried: Probe, data: Dataset, progress: Progress) -> None:
     """Counts what the first rounds cost the devices that the run will have.
 
     The server's models are hardly trained for it: of the devices' bytes, time and joules only entropy coding and rules
@@ -115,49 +114,45 @@ def price(tried: Probe, data: Dataset, folder: Path, progress: Progress) -> None
         run_target_accuracy=0.0,
         run_stop_at_target=False,
         scheme_lr_schedule="constant",
+        scheme_lr_milestones="",
+        scheme_lr_warmup=0,
         large_epochs=min(1, tried.config.large.epochs),
         scheme_distill_epochs=min(1, tried.config.scheme.distill_epochs),
         scheme_hint_epochs=min(1, tried.config.scheme.hint_epochs),
     )
+    folder = tried.folder / "price"
     train.run(config, folder, dataset=data, progress=progress)
     for line in _lines(folder):
-        both = float(line["uplink_bytes"] + line["downlink_bytes"])
-        tried.prices.append(
-            {
-                "joules": float(line["device_joules"]),
-                "seconds": float(line["simulated_seconds"]),
-                "bytes": both,
-                "uplink_bytes": float(line["uplink_bytes"]),
-                "downlink_bytes": float(line["downlink_bytes"]),
-            }
-        )
+        up, down = float(line["uplink_bytes"]), float(line["downlink_bytes"])
+        each = (float(line["device_joules"]), float(line["simulated_seconds"]), up + down, up, down)
+        tried.prices.append(dict(zip(COSTS, each, strict=True)))
 
 
 def advance(
-    tried: Probe, rounds: int, every: int, data: Dataset, folder: Path, progress: Progress, like: Path | None = None
+    tried: Probe, rounds: int, every: int, data: Dataset, progress: Progress, like: Probe | None = None
 ) -> None:
     """Goes on with a candidate until a round, or until it is as accurate as wanted on the rows put aside.
 
     `every` divides all rounds that a candidate is stopped after: then there is a checkpoint to go on from. `like` is
-    the folder of another that begins alike: what the server learned before the first round is taken from there.
+    another that begins alike: what the server learned there before the first round is taken from it.
     """
+    folder, start = tried.folder / "run", tried.folder / _START
 
     def stop(label: str, done: int, total: int) -> None:
         progress(label, done, rounds if label == "rounds" else total)
-        if label == "rounds" and done == 1 and not (folder / _START).exists():
-            shutil.copytree(folder / "checkpoint", folder / _START)
+        if label == "rounds" and done == 1 and not start.exists():
+            shutil.copytree(folder / "checkpoint", start)
         if label == "rounds" and done >= rounds:
             raise _Enough
 
-    config = tried.config.replace(run_evaluate_every=1, run_checkpoint_every=every)
-    if like is not None and not folder.exists() and (like / _START).exists() and tried.begins_alike:
-        assert tried.plant is not None
-        resolved = tried.plant.config.replace(run_evaluate_every=1, run_checkpoint_every=every)
-        shutil.copytree(like / _START, folder / "checkpoint")
-        shutil.copy(like / "metrics.jsonl", folder)
-        (folder / "config.toml").write_text(settings.to_toml(resolved), encoding="utf-8")
+    often = {"run_evaluate_every": 1, "run_checkpoint_every": every}
+    known = like.folder / _START if like is not None and tried.begins_alike else None
+    if known is not None and known.exists() and not folder.exists():
+        shutil.copytree(known, folder / "checkpoint")
+        shutil.copy(known.with_name("run") / "metrics.jsonl", folder)
+        (folder / "config.toml").write_text(settings.to_toml(tried.plant.config.replace(**often)), encoding="utf-8")
     with contextlib.suppress(_Enough):
-        train.run(config, folder, dataset=data, resume=folder.exists(), progress=stop)
+        train.run(tried.config.replace(**often), folder, dataset=data, resume=folder.exists(), progress=stop)
     tried.accuracies = [float(line["accuracy"]) for line in _lines(folder)]
 
 

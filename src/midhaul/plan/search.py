@@ -16,10 +16,10 @@ from tempfile import TemporaryDirectory
 
 from midhaul.config import Config
 from midhaul.data import Dataset, load
-from midhaul.errors import ConfigError
+from midhaul.errors import ConfigError, MidhaulError
 from midhaul.plan.candidates import Candidate, changes, first
-from midhaul.plan.goals import COSTS, Goal
-from midhaul.plan.probe import Forecast, Probe, advance, price, probe
+from midhaul.plan.goals import Goal
+from midhaul.plan.probe import Forecast, Probe, Refused, advance, price, probe
 from midhaul.plan.rows import for_choosing
 from midhaul.plant import Plant as Built
 from midhaul.plant import build
@@ -43,7 +43,7 @@ class Plan:
     num_aside: int
     most: int
     tried: tuple[tuple[Probe, Forecast], ...]
-    refused: tuple[Probe, ...]
+    refused: tuple[Refused, ...]
     config: Config
 
     @property
@@ -106,7 +106,6 @@ def plan(
 
 
 def _changed(tried: Probe) -> list[Candidate]:
-    assert tried.plant is not None
     return [tried.candidate.with_change(label, *change) for label, change in changes(tried.candidate, tried.plant)]
 
 
@@ -128,40 +127,49 @@ class _Search:
         self.most = given.run.rounds
         self.every = max(_LEAST, self.most // 8)
         self.tried: list[Probe] = []
-        self.refused: list[Probe] = []
+        self.refused: list[Refused] = []
         self.aside: Dataset | None = None
 
     def stage(self, candidates: Sequence[Candidate], beside: Sequence[Probe] = ()) -> None:
         """Tries candidates against one another, and against some that were tried before."""
-        known = {(p.candidate.scheme, p.candidate.changes) for p in (*self.tried, *self.refused)}
+        before = [one.candidate for one in self.tried] + [one.candidate for one in self.refused]
+        known = {(one.scheme, one.changes) for one in before}
         field = list(beside)
         for candidate in candidates:
-            if (candidate.scheme, candidate.changes) in known:
-                continue
-            found = probe(candidate, self.given, self.aim, self.data)
-            if found.plant is None:
-                self.tell(f"{found.name}: {found.refused}")
-                self.refused.append(found)
-                continue
-            if self.aside is None:
-                self._put_aside(found.plant)
-                found = probe(candidate, self.given, self.aim, self.data)
-            self.tell(f"trying {found.name}")
-            price(found, self.data, self._folder("price", len(self.tried)), self.progress)
-            self.tried.append(found)
-            field.append(found)
-        if not self.tried:
-            raise ConfigError(
-                f"none of the schemes can be run: {self.refused[0].refused}" if self.refused else "no scheme"
-            )
+            if (candidate.scheme, candidate.changes) not in known and (found := self._begun(candidate)):
+                self.tried.append(found)
+                field.append(found)
         rung = self.every
         while field:
-            for one in field:
-                self._advance(one, min(rung, self.most))
+            field = [one for one in field if self._advanced(one, min(rung, self.most))]
             if rung >= self.most:
                 break
             field = self._sorted(field)[: max(1, (len(field) + 1) // 2)]
             rung *= 2
+        if not self.tried:
+            raise ConfigError(f"none of the schemes can be run: {self.refused[0].why}")
+
+    def _begun(self, candidate: Candidate) -> Probe | None:
+        """Gives a candidate whose rounds are priced; None for one that can't be run, which is told and kept."""
+        try:
+            found = self._probe(candidate)
+            if self.aside is None:
+                self._put_aside(found.plant)
+                found = self._probe(candidate)
+            self.tell(f"trying {candidate.name}")
+            price(found, self.data, self.progress)
+        except MidhaulError as error:
+            self._refuse(candidate, error)
+            return None
+        return found
+
+    def _probe(self, candidate: Candidate) -> Probe:
+        folder = self.folder / str(len(self.tried) + len(self.refused))
+        return probe(candidate, self.given, self.aim, self.data, folder)
+
+    def _refuse(self, candidate: Candidate, error: MidhaulError) -> None:
+        self.tell(f"{candidate.name}: {error}")
+        self.refused.append(Refused(candidate, str(error)))
 
     def _put_aside(self, plant: Built) -> None:
         """Puts rows aside to choose on, and aims higher than the goal by their accuracy's standard error."""
@@ -184,7 +192,7 @@ class _Search:
         ahead = self._sorted(self.tried)
         scheme = ahead[0].candidate.scheme
         own = [one for one in ahead if one.candidate.scheme == scheme]
-        plain = next(place for place, one in enumerate(own) if not one.candidate.changes)
+        plain = next((place for place, one in enumerate(own) if not one.candidate.changes), len(own))
         merged = Candidate(scheme)
         for one in own[:plain]:
             # The better of two changes of one setting was put in first.
@@ -207,30 +215,27 @@ class _Search:
             within = not self.goal.excess(forecast.costs)[0]
             while within and rounds > forecast.rounds and self.goal.excess(best.costs(rounds))[0]:
                 rounds -= 1
-        kept = {"run_engine": self.given.run.engine, "run_devices": self.given.run.devices}
         return best.candidate.config(self.given).replace(
             run_rounds=rounds,
             run_target_accuracy=self.goal.accuracy,
             run_stop_at_target=True,
             run_evaluate_every=1,
-            **kept,
         )
 
     def _sorted(self, field: Sequence[Probe]) -> list[Probe]:
         return sorted(field, key=lambda one: rank(one.forecast(self.aim, self.most), self.aim))
 
-    def _advance(self, one: Probe, rounds: int) -> None:
+    def _advanced(self, one: Probe, rounds: int) -> bool:
+        """Goes on with a candidate until a round, if it isn't there; gives False for one that fails on its way."""
         reached = bool(one.accuracies) and max(one.accuracies) >= self.aim.accuracy
         if reached or len(one.accuracies) >= rounds:
-            return
+            return True
         assert self.aside is not None
-        same = (other for other in self.tried if other.candidate.scheme == one.candidate.scheme)
-        like = self._folder("try", self.tried.index(next(same)))
-        folder = self._folder("try", self.tried.index(one))
-        advance(one, rounds, self.every, self.aside, folder, self.progress, like)
-
-    def _folder(self, kind: str, number: int) -> Path:
-        return self.folder / f"{kind}-{number}"
-
-
-__all__ = ["COSTS", "Plan", "plan", "rank"]
+        like = next(other for other in self.tried if other.candidate.scheme == one.candidate.scheme)
+        try:
+            advance(one, rounds, self.every, self.aside, self.progress, like)
+        except MidhaulError as error:
+            self.tried.remove(one)
+            self._refuse(one.candidate, error)
+            return False
+        return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from midhaul import config as settings
-from midhaul.plan.goals import COSTS, shown
+from midhaul.plan.goals import COSTS, SAID, shown
 from midhaul.plan.probe import Forecast, Probe
 from midhaul.plan.search import Plan
 from midhaul.units import format_bytes, format_joules, format_seconds
@@ -22,10 +22,10 @@ def rows(plan: Plan) -> list[tuple[str, ...]]:
             format_seconds(forecast.costs["seconds"]),
             format_bytes(forecast.costs["uplink_bytes"]),
             format_bytes(forecast.costs["downlink_bytes"]),
-            format_bytes(_sram(tried)),
+            format_bytes(tried.plant.need.sram_bytes),
             _rounds(tried, forecast),
             f"{100.0 * forecast.accuracy:.1f}",
-            tried.name,
+            tried.candidate.name,
         )
         for place, (tried, forecast) in enumerate(plan.tried)
     ]
@@ -38,20 +38,20 @@ def sentences(plan: Plan) -> list[str]:
     lines = []
     if forecast.rounds is None:
         lines.append(
-            f"Nothing reaches {plan.goal} in {plan.most} rounds; {best.name} comes nearest, with "
+            f"Nothing reaches {plan.goal} in {plan.most} rounds; {best.candidate.name} comes nearest, with "
             f"{100.0 * forecast.accuracy:.1f} %. Allow more --rounds, a larger tiny.model, or a lower target."
         )
     elif not plan.meets:
         excess, cost = plan.goal.excess(forecast.costs)
         limit = next(limit.most for limit in plan.goal.limits if limit.cost == cost)
         lines.append(
-            f"Nothing reaches {plan.goal}; {best.name} comes nearest: it {known} to get there in "
+            f"Nothing reaches {plan.goal}; {best.candidate.name} comes nearest: it {known} to get there in "
             f"{_count(forecast.rounds)} for {shown(cost, forecast.costs[cost])}, {100.0 * excess:.0f} % over the "
             f"{shown(cost, limit)} of {cost}."
         )
     else:
         lines.append(
-            f"{best.name} {known} to reach {plan.goal}: after {_count(forecast.rounds)}, for "
+            f"{best.candidate.name} {known} to reach {plan.goal}: after {_count(forecast.rounds)}, for "
             f"{shown('joules', forecast.costs['joules'])}, {shown('seconds', forecast.costs['seconds'])} and "
             f"{shown('bytes', forecast.costs['bytes'])} on the link."
         )
@@ -71,12 +71,14 @@ def _second(plan: Plan) -> str:
         return "No other scheme could be tried."
     tried, theirs = other
     if theirs.rounds is None:
-        return f"The next scheme, {tried.name}, stays at {100.0 * theirs.accuracy:.1f} % in {plan.most} rounds."
+        return (
+            f"The next scheme, {tried.candidate.name}, stays at {100.0 * theirs.accuracy:.1f} % in {plan.most} rounds."
+        )
     least = plan.goal.least
     times = theirs.costs[least] / forecast.costs[least] if forecast.costs[least] else float("inf")
     return (
-        f"The next scheme, {tried.name}, would take {_count(theirs.rounds)} and {shown(least, theirs.costs[least])} of "
-        f"{least}, {times:.1f} times as much."
+        f"The next scheme, {tried.candidate.name}, would take {_count(theirs.rounds)} and "
+        f"{shown(least, theirs.costs[least])} {SAID[least]}, {times:.1f} times as much."
     )
 
 
@@ -100,12 +102,12 @@ def to_table(plan: Plan) -> dict[str, Any]:
                 "accuracy": forecast.accuracy,
                 "accuracies": tried.accuracies,
                 **{cost: forecast.costs[cost] for cost in COSTS},
-                "sram_bytes": _sram(tried),
+                "sram_bytes": tried.plant.need.sram_bytes,
                 "pareto": plan.is_pareto(place),
             }
             for place, (tried, forecast) in enumerate(plan.tried)
         ],
-        "refused": [{"scheme": r.candidate.scheme, "how": r.candidate.label, "why": r.refused} for r in plan.refused],
+        "refused": [{"scheme": one.scheme, "how": one.label, "why": why} for one, why in plan.refused],
         "config": settings.to_table(plan.config),
     }
 
@@ -124,8 +126,3 @@ def _rounds(tried: Probe, forecast: Forecast) -> str:
     if forecast.rounds is None:
         return "-"
     return str(forecast.rounds) if forecast.seen else f"~{forecast.rounds}"
-
-
-def _sram(tried: Probe) -> int:
-    assert tried.plant is not None
-    return tried.plant.need.sram_bytes

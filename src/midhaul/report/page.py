@@ -201,15 +201,12 @@ def _went(study: Study, looks: dict[str, Style], name: str) -> str:
             "seconds": "What each device did, in simulated seconds, the busiest first.",
         }
         shown = "".join(_figure(svg, captions[of]) for of, svg in drawn if svg)
-        many = len(study.groups) > 1 or len(group.runs) > 1
-        of_run = f"{_label(group.label, looks)}, seed {run.seed}" if many else ""
-        figures.append(
-            f'<details><summary>{of_run}</summary><div class="grid">{shown}</div></details>'
-            if len(study.groups) > 1
-            else f'<p>{of_run}</p><div class="grid">{shown}</div>'
-            if of_run
-            else f'<div class="grid">{shown}</div>'
-        )
+        of_run, grid = f"{_label(group.label, looks)}, seed {run.seed}", f'<div class="grid">{shown}</div>'
+        if len(study.groups) > 1:
+            grid = f"<details><summary>{of_run}</summary>{grid}</details>"
+        elif len(group.runs) > 1:
+            grid = f"<p>{of_run}</p>{grid}"
+        figures.append(grid)
     if not lines:
         return ""
     heads = ["scheme", *(bars.WORDS[what] for what in spent.WHATS), "gone"]
