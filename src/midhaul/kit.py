@@ -30,6 +30,9 @@ _TRIES = 20
 # all alike, take replies as they come.
 PROPERTIES = ("cohort", "stragglers", "dropout", "weighting", "asynchronous")
 
+# The engines that need no C on the devices.
+SIMULATED = ("loop", "stacked", "cluster")
+
 
 class Chooser(Protocol):
     """What a run's fleet may have: a rule that chooses a round's devices."""
@@ -197,7 +200,7 @@ class Scheme:
     needs_public: bool = False
     evaluate_large: Callable[[Server, Fleet, Kit, rng.Key], Replies] | None = None
     check: Callable[[Kit], None] | None = None
-    engines: tuple[str, ...] = ("loop", "stacked", "cluster", "firmware")
+    engines: tuple[str, ...] = (*SIMULATED, "firmware")
     adapters: bool = False
     differs: str = "none"
     admits: tuple[str, ...] = ("cohort", "dropout")

@@ -35,7 +35,7 @@ from midhaul.distil import (
     whole_models_only,
 )
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme, Work, evaluate_large, evaluate_own, evaluate_shared, mean_loss
+from midhaul.kit import SIMULATED, Kit, Scheme, Work, evaluate_large, evaluate_own, evaluate_shared, mean_loss
 from midhaul.message import Kind, Message, Op
 from midhaul.server import Server
 
@@ -141,5 +141,5 @@ CO_LEARNING_LOGITS = _kin(
     up=(Kind.LOGITS,),
     down=(Kind.EXAMPLES, Kind.LOGITS),
     differs="model",
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
 )

@@ -21,7 +21,7 @@ from midhaul import rng, tree
 from midhaul.config import SchemeConfig
 from midhaul.errors import ConfigError
 from midhaul.fleet import Fleet
-from midhaul.kit import PROPERTIES, Kit, Scheme
+from midhaul.kit import PROPERTIES, SIMULATED, Kit, Scheme
 from midhaul.lora import Upload, evaluate, init, sliced, train_adapters, work
 from midhaul.models import adapters
 from midhaul.server import Server
@@ -75,7 +75,7 @@ _kin = partial(
     evaluate=evaluate,
     work=work,
     direction="large to tiny",
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
     differs="rank",
     admits=("cohort", "stragglers", "dropout", "weighting"),
 )

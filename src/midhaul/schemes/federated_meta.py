@@ -18,7 +18,7 @@ from midhaul import rng, rules, schedule
 from midhaul.config import SchemeConfig
 from midhaul.errors import ConfigError
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme, Work, evaluate_adapted, mean_loss, step_towards
+from midhaul.kit import SIMULATED, Kit, Scheme, Work, evaluate_adapted, mean_loss, step_towards
 from midhaul.message import Op, Replies, Settings
 from midhaul.server import Server
 
@@ -92,7 +92,7 @@ _kin = partial(
     family="FML",
     direction="tiny to tiny",
     init=init,
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
     admits=("cohort", "dropout", "asynchronous"),
 )
 

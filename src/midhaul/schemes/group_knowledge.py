@@ -21,7 +21,7 @@ from midhaul import server as site
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
 from midhaul.halves import init_personal
-from midhaul.kit import Kit, Scheme, Work, evaluate_halves, mean_loss
+from midhaul.kit import SIMULATED, Kit, Scheme, Work, evaluate_halves, mean_loss
 from midhaul.message import Kind, Message, Op, Replies, join, pad_rows
 from midhaul.server import Server
 
@@ -97,5 +97,5 @@ FEDGKT = Scheme(
     large="rear",
     evaluate_large=evaluate_halves,
     admits=("cohort", "stragglers", "dropout"),
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
 )

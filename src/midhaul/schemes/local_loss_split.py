@@ -17,7 +17,7 @@ from midhaul import rng, tree
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
 from midhaul.halves import forward, num_batches, server_steps, turn
-from midhaul.kit import Kit, Scheme, Work, evaluate_halves, init_halves
+from midhaul.kit import SIMULATED, Kit, Scheme, Work, evaluate_halves, init_halves
 from midhaul.message import Kind, Message, Op
 from midhaul.server import Server
 
@@ -68,5 +68,5 @@ CSE_FSL = Scheme(
     large="rear",
     one_half=True,
     admits=("cohort", "dropout", "weighting"),
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
 )

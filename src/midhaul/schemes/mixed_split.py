@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from midhaul import rng, tree
 from midhaul.fleet import Fleet, Group
 from midhaul.halves import Behind, forward, num_batches, turn, work
-from midhaul.kit import Kit, Scheme, init_halves, score_halves
+from midhaul.kit import SIMULATED, Kit, Scheme, init_halves, score_halves
 from midhaul.message import Kind, Message, Op, Replies, Settings, join
 from midhaul.models import slices
 from midhaul.server import Server, parameter_names, predict
@@ -130,7 +130,7 @@ FEDERATED_SPLIT_MIXED = Scheme(
     down=(Kind.GRADIENTS, Kind.WEIGHTS),
     part="front",
     large="rear",
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
     differs="cut",
     admits=("cohort", "stragglers", "dropout", "weighting"),
 )

@@ -19,7 +19,7 @@ from midhaul import server as site
 from midhaul.config import SchemeConfig
 from midhaul.distil import answers, begin_large, digest, load_each
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme, Work, evaluate_large, evaluate_own, mean_loss
+from midhaul.kit import SIMULATED, Kit, Scheme, Work, evaluate_large, evaluate_own, mean_loss
 from midhaul.message import Kind, Message, Op
 from midhaul.models import losses
 from midhaul.program import Examples
@@ -121,5 +121,5 @@ FEDMKT = Scheme(
     up=(Kind.LOGITS,),
     down=(Kind.EXAMPLES, Kind.LOGITS),
     differs="model",
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
 )

@@ -15,7 +15,18 @@ from midhaul import rng, tree
 from midhaul import server as site
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
-from midhaul.kit import PROPERTIES, Kit, Scheme, Work, evaluate_large, evaluate_shared, learned, load_all, mean_loss
+from midhaul.kit import (
+    PROPERTIES,
+    SIMULATED,
+    Kit,
+    Scheme,
+    Work,
+    evaluate_large,
+    evaluate_shared,
+    learned,
+    load_all,
+    mean_loss,
+)
 from midhaul.message import Op, Replies
 from midhaul.models import emulator
 from midhaul.server import Optimizer, Server
@@ -101,5 +112,5 @@ OFFSITE_TUNING = Scheme(
     needs_public=True,
     evaluate_large=evaluate_large,
     admits=PROPERTIES,
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
 )

@@ -15,7 +15,7 @@ from midhaul import rng, rules
 from midhaul.config import SchemeConfig
 from midhaul.errors import ConfigError
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme, Work, evaluate_adapted, mean_loss, step_towards
+from midhaul.kit import SIMULATED, Kit, Scheme, Work, evaluate_adapted, mean_loss, step_towards
 from midhaul.message import Op, Replies, Settings
 from midhaul.server import Server
 
@@ -98,7 +98,7 @@ _kin = partial(
     Scheme,
     family="FML",
     direction="tiny to tiny",
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
     admits=("cohort", "stragglers", "dropout", "asynchronous"),
 )
 PER_FEDAVG = _kin(

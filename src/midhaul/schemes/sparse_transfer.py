@@ -14,7 +14,7 @@ from dataclasses import replace
 from midhaul import rng, sparse
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme, Work, evaluate_large, evaluate_personal, load_all, mean_loss, teach
+from midhaul.kit import SIMULATED, Kit, Scheme, Work, evaluate_large, evaluate_personal, load_all, mean_loss, teach
 from midhaul.message import Kind, Op, Replies
 from midhaul.server import Server
 
@@ -91,5 +91,5 @@ SPARSE_TRANSFER = Scheme(
     evaluate_large=evaluate_large,
     trains=tuned,
     admits=("cohort", "stragglers", "dropout"),
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
 )

@@ -18,7 +18,7 @@ from midhaul import rng, tree
 from midhaul import server as site
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme, Work, evaluate_halves, init_halves
+from midhaul.kit import SIMULATED, Kit, Scheme, Work, evaluate_halves, init_halves
 from midhaul.message import Kind, Message, Op, Replies, Settings
 from midhaul.server import Server, step_half
 
@@ -130,5 +130,5 @@ SPLIT_U = Scheme(
     part="u",
     large="rear",
     admits=("cohort", "stragglers", "dropout"),
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
 )

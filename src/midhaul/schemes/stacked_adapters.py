@@ -11,7 +11,7 @@ import torch
 
 from midhaul import rng, tree
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme
+from midhaul.kit import SIMULATED, Kit, Scheme
 from midhaul.lora import evaluate, sliced, train_adapters, work
 from midhaul.lora import init as give_model
 from midhaul.message import Message, Op
@@ -72,7 +72,7 @@ FLORA = Scheme(
     evaluate=evaluate,
     work=work,
     direction="large to tiny",
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
     admits=("cohort", "stragglers", "dropout", "weighting"),
     differs="rank",
 )

@@ -19,7 +19,7 @@ from midhaul import rng
 from midhaul.errors import EngineError
 from midhaul.fleet import Fleet, Part
 from midhaul.halves import num_batches, work
-from midhaul.kit import Kit, Scheme, ask_all, init_halves
+from midhaul.kit import SIMULATED, Kit, Scheme, ask_all, init_halves
 from midhaul.message import Kind, Message, Op, Replies, Settings
 from midhaul.models import losses
 from midhaul.server import Server, predict, step_half
@@ -94,6 +94,6 @@ VERTICAL = Scheme(
     down=(Kind.GRADIENTS,),
     part="front",
     large="joint",
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
     admits=("dropout",),
 )

@@ -17,7 +17,7 @@ from functools import partial
 from midhaul import rng
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet, Group
-from midhaul.kit import Kit, Scheme, Work, mean_loss
+from midhaul.kit import SIMULATED, Kit, Scheme, Work, mean_loss
 from midhaul.message import Message, Op, Replies, join
 from midhaul.models.window import Window, blocks, mean_of_holders, take_window, window
 from midhaul.server import Server
@@ -73,7 +73,7 @@ _kin = partial(
     init=init,
     work=work,
     direction="tiny to tiny",
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
     differs="width",
     admits=("cohort", "stragglers", "dropout", "weighting"),
 )

@@ -16,7 +16,7 @@ from midhaul import directions, rng, rules, tree
 from midhaul.config import SchemeConfig
 from midhaul.errors import ConfigError
 from midhaul.fleet import Fleet
-from midhaul.kit import Kit, Scheme, Work, evaluate_shared, load_all, mean_loss
+from midhaul.kit import SIMULATED, Kit, Scheme, Work, evaluate_shared, load_all, mean_loss
 from midhaul.message import Kind, Op, Settings
 from midhaul.server import Server
 
@@ -72,6 +72,6 @@ FEDKSEED = Scheme(
     direction="large to tiny",
     up=(Kind.GRADIENTS,),
     down=(Kind.GRADIENTS,),
-    engines=("loop", "stacked", "cluster"),
+    engines=SIMULATED,
     admits=("cohort", "stragglers", "dropout", "weighting"),
 )
