@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="10,000 devices at most")
     parser.add_argument("--only", default="", metavar="A,B", help="of the series devices, cohort and model")
-    parser.add_argument("--plot", type=Path, default=Path("build/scaling.svg"), help="the plot to write")
+    parser.add_argument("--plot", type=Path, default=Path("runs/bench/scaling.svg"), help="the plot to write")
     parser.add_argument("--point", default="", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.point:

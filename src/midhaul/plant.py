@@ -442,6 +442,7 @@ def _firmware(kit: Kit, scheme: Scheme, program: Program, population: Population
         seed=run.seed,
         deadline_s=config.fleet.deadline_s,
         memory_bytes=_chunk_bytes(kit, population),
+        kernels=run.kernels,
     )
 
 

@@ -116,11 +116,7 @@ def integers(key: Key, num: int, high: int) -> npt.NDArray[np.int64]:
 
 def normal(key: Key, num: int) -> npt.NDArray[np.float64]:
     """Gives standard normal numbers by Box and Muller's transform, in double precision. Shapes: [num]."""
-    pairs = -(-num // 2)
-    words = key.words(2 * pairs).astype(np.float64).reshape(pairs, 2)
-    radius = np.sqrt(-2.0 * np.log((words[:, 0] + 1.0) * 2.0**-32))
-    angle = 2.0 * np.pi * words[:, 1] * 2.0**-32
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[:num]
+    return normal_of(key.words(num + num % 2))[:num]
 
 
 def words_of(seed: int, round: int, devices: npt.NDArray[np.int64], use: Use, num: int, index: int = 0) -> Words:
@@ -128,13 +124,11 @@ def words_of(seed: int, round: int, devices: npt.NDArray[np.int64], use: Use, nu
 
     Shapes: [D] -> [D, num] uint32.
     """
-    blocks = -(-num // 4)
-    counter = np.empty((len(devices), blocks, 4), np.uint32)
-    counter[:, :, 0] = np.arange(blocks, dtype=np.uint32)
-    counter[:, :, 1] = round & _MASK
-    counter[:, :, 2] = (devices & _MASK).astype(np.uint32)[:, None]
-    counter[:, :, 3] = ((int(use) & 0xFF) | (index << 8)) & _MASK
-    return philox(counter.reshape(-1, 4), seed).reshape(len(devices), 4 * blocks)[:, :num]
+    names = np.empty((len(devices), 3), np.uint32)
+    names[:, 0] = round & _MASK
+    names[:, 1] = devices & _MASK
+    names[:, 2] = ((int(use) & 0xFF) | (index << 8)) & _MASK
+    return _side_by_side(names, seed, num)
 
 
 def uniform_of(words: Words) -> npt.NDArray[np.float64]:
@@ -183,13 +177,19 @@ def permutations(keys: Sequence[Key], num: int) -> npt.NDArray[np.int64]:
 
 def words(keys: Sequence[Key], num: int) -> Words:
     """Gives the first `num` words of each key's stream, all of one seed. Shapes: [K, num] uint32."""
-    if not keys or not num:
-        return np.zeros((len(keys), num), np.uint32)
+    if not keys:
+        return np.zeros((0, num), np.uint32)
+    names = np.array([[k.round & _MASK, k.device & _MASK, k.use & _MASK] for k in keys], np.uint32)
+    return _side_by_side(names, keys[0].seed, num)
+
+
+def _side_by_side(names: Words, seed: int, num: int) -> Words:
+    """Gives the first words of streams named by round, device and use. Shapes: [K, 3] -> [K, num] uint32."""
     blocks = -(-num // 4)
-    counter = np.empty((len(keys), blocks, 4), np.uint32)
+    counter = np.empty((len(names), blocks, 4), np.uint32)
     counter[:, :, 0] = np.arange(blocks, dtype=np.uint32)
-    counter[:, :, 1:] = np.array([[k.round & _MASK, k.device & _MASK, k.use & _MASK] for k in keys], np.uint32)[:, None]
-    return philox(counter.reshape(-1, 4), keys[0].seed).reshape(len(keys), -1)[:, :num]
+    counter[:, :, 1:] = names[:, None]
+    return philox(counter.reshape(-1, 4), seed).reshape(len(names), 4 * blocks)[:, :num]
 
 
 def choose(key: Key, num: int, population: Sequence[int]) -> tuple[int, ...]:

@@ -211,10 +211,11 @@ class _Run:
     def _kernels(self) -> dict[str, str]:
         """Says what computed each op in simulation: the compiled kernels, or torch and why."""
         engine = self.plant.engine.simulated if isinstance(self.plant.engine, Firmware) else self.plant.engine
-        now = {op: by for kernels in kernels_of(engine) for op, by in kernels.told().items()}
-        return dict(
-            sorted({**now, **{op: by for op, by in self.kernels.items() if by != "native" or op not in now}}.items())
-        )
+        found: dict[str, str] = {}
+        for told in (self.kernels, *(kernels.told() for kernels in kernels_of(engine))):
+            # Of devices with unlike models, and of a run before it was resumed, what torch had to do is what is told.
+            found |= {op: by for op, by in told.items() if found.get(op, "native") == "native"}
+        return dict(sorted(found.items()))
 
     def _tell_kernels(self) -> None:
         if self.plant.config.run.kernels == "auto":

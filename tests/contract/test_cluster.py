@@ -27,6 +27,7 @@ from midhaul.runtime import workers as processes
 from midhaul.runtime.cluster import Cluster
 from midhaul.runtime.groups import Groups
 from midhaul.runtime.lent import Arrays, Done
+from midhaul.runtime.native import library
 from midhaul.runtime.stacked import Job, Stacked
 from midhaul.runtime.workers import Workers
 from midhaul.schemes import SCHEMES
@@ -151,6 +152,17 @@ def flat(whole: dict[str, Any]) -> Tree:
 @pytest.mark.parametrize("name", [name for name, scheme in SCHEMES.items() if "cluster" in scheme.engines])
 def test_a_chunk_takes_along_what_it_needs_and_brings_back_what_is_kept(name: str) -> None:
     same(trained(name, None), trained(name, Here()))
+
+
+def test_what_computed_an_op_in_a_worker_is_known_where_the_run_is_told_of() -> None:
+    kit, program, population = setting(SCHEMES["fedavg"])
+    told = []
+    for kernels in ("auto", "torch"):
+        for on in (Stacked(program, population, 10**9, kernels), Cluster(program, population, Here(), 10**9, kernels)):
+            on.exchange(kit.fit(program.initial, train="whole", send="whole"), key=rng.Key(0, 1, rng.SERVER, 0))
+            told.append(on.kernels.told())
+    assert told[:2] == [{"FIT": "torch: " + missing if (missing := library.missing()) else "native"}] * 2
+    assert told[2:] == [{"FIT": "torch: run.kernels is torch"}] * 2
 
 
 def test_every_scheme_that_runs_stacked_runs_on_a_cluster() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from midhaul.errors import EngineError
+from midhaul.program import Population, Program
 from midhaul.runtime import own
 from midhaul.runtime.own import Own
+from midhaul.runtime.stacked import Stacked
 
 INITIAL = {"w": torch.tensor([1.0, 2.0])}
 
@@ -20,6 +24,8 @@ def test_a_device_gets_what_was_kept_for_it_and_the_others_what_all_have() -> No
     assert kept.get([0, 7], INITIAL["w"]).tolist() == [[1.0, 2.0], [7.0, 0.0]]
     assert kept.has([3, 7])
     assert not kept.has([3, 0])
+    assert kept.has((3, 7)), "any sequence names devices"
+    assert kept.get((7,)).tolist() == [[7.0, 0.0]]
     with pytest.raises(EngineError, match="device 4 has no such tensor"):
         kept.get([3, 4])
     devices, values = kept.dump()
@@ -71,3 +77,13 @@ def test_a_dump_puts_back_what_was_there(devices: list[int]) -> None:
 def test_another_fleet_s_dump_is_refused(whole: dict[str, torch.Tensor]) -> None:
     with pytest.raises(EngineError, match="of another run"):
         own.restore("own", whole, 3, INITIAL)
+
+
+def test_what_all_hold_is_refused_in_another_shape() -> None:
+    program = Program(nn.Linear(2, 1, bias=False), (2,))
+    rows = (np.arange(1),)
+    fleet = Stacked(program, Population(torch.zeros(1, 2), torch.zeros(1).long(), rows, rows, (), True))
+    fleet.restore({"base/weight": torch.ones(1, 2)})
+    assert fleet.base["weight"].tolist() == [[1.0, 1.0]]
+    with pytest.raises(EngineError, match="of another run"):
+        fleet.restore({"base/weight": torch.ones(2, 1)})

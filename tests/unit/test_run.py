@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from midhaul import budget, checkpoint, train
+from midhaul import budget, checkpoint, plant, train
 from midhaul.checkpoint import Checkpoint
 from midhaul.cli import main
 from midhaul.config import Config
 from midhaul.errors import CheckpointError, ConfigError, EngineError
 from midhaul.message import Op
+from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.native import library
 from midhaul.schemes import SCHEMES
 from midhaul.server import Server
@@ -93,6 +94,22 @@ def test_a_run_says_what_computed_its_ops(tmp_path: Path) -> None:
     )
     if not library.missing():
         assert told(known) == ([], {"FIT": "native", "EVALUATE": "native"})
+
+
+def test_of_unlike_models_what_torch_had_to_do_is_told() -> None:
+    """resnet8 has sums of layers, which the kernels don't know; the mlp beside it, they do."""
+    changes: dict[str, object] = {
+        "data_num_devices": 2, "data_max_rows": 10, "fleet_cohort": 1.0, "fleet_check": False, "run_rounds": 1,
+        "tiny_model": "resnet8,mlp", "tiny_norm": "group", "tiny_options": {"mlp": {"hidden": [8]}},
+    }  # fmt: skip
+    by = train.run(config("fedmd", **changes)).summary["kernels"]
+    assert by == dict.fromkeys(("EVALUATE", "FIT", "PREDICT"), "torch: its layers aren't a chain")
+
+
+def test_devices_simulated_beside_firmware_are_computed_as_asked() -> None:
+    built = plant.build(config(run_engine="firmware", run_devices="host:*1", run_kernels="torch"))
+    assert isinstance(built.engine, Firmware)
+    assert built.engine.simulated.kernels.choice == "torch"
 
 
 def test_killed_five_times_ends_with_the_same_model(tmp_path: Path) -> None:

@@ -175,31 +175,24 @@ class Chunk:
         h = self.outputs(training=training)
         tensors = {"h": h}
         if self.settings.get("what") == "hy":
-            tensors["y"] = self._labels(_padded(self.rows)[0]) * _mask(self.rows).long()
+            places, mask = _padded(self.rows)
+            tensors["y"] = self._labels(places) * mask.long()
         metrics = {"rows": torch.tensor(self.counts, dtype=torch.float64)}
         return replies_of(self.devices, tensors, self.rows, self.counts, metrics)
 
     def predict(self) -> Replies:
-        if "x" in self.message.tree:
-            x, num = self.message.tree["x"], len(self.message.tree["x"])
-            kernels, all_rows = self.fleet.kernels, [np.arange(num)] * len(self.devices)
-            native = kernels.refusal(self.message, Source(x), trains=False) is None
-            own = (
-                kernels.outputs(self, Source(x), all_rows, training=False)
-                if native
-                else torch.stack(
-                    [
-                        self._apply({**self.shared, **{n: v[d] for n, v in self.each.items()}}, x)
-                        for d in range(len(self.devices))
-                    ]
-                )
-            )
-            self.rows, self.counts = all_rows, [float(num)] * len(self.devices)
-            metrics = {"rows": torch.tensor(self.counts, dtype=torch.float64)}
-            return replies_of(self.devices, {"logits": own}, self.rows, self.counts, metrics)
-        logits = self.outputs(training=False)
+        logits = self._answers(self.message.tree["x"]) if "x" in self.message.tree else self.outputs(training=False)
         metrics = {"rows": torch.tensor(self.counts, dtype=torch.float64)}
         return replies_of(self.devices, {"logits": logits}, self.rows, self.counts, metrics)
+
+    def _answers(self, x: Tensor) -> Tensor:
+        """Gives each device's outputs of the same rows, which the server sent. Shapes: [B, ...] -> [D, B, ...]."""
+        kernels, num = self.fleet.kernels, len(x)
+        self.rows, self.counts = [np.arange(num)] * len(self.devices), [float(num)] * len(self.devices)
+        if kernels.refusal(self.message, Source(x), trains=False) is None:
+            return kernels.outputs(self, Source(x), self.rows, training=False)
+        held = [{**self.shared, **tree.row(self.each, place)} for place in range(len(self.devices))]
+        return torch.stack([self._apply(own, x) for own in held])
 
     def evaluate(self) -> Replies:
         counts = torch.tensor(self.counts, dtype=torch.float64)
@@ -499,10 +492,6 @@ def _padded(rows: list[Indices]) -> tuple[Tensor, Tensor]:
 
 def _first(stacked: Tree, num: int) -> Tree:
     return {name: value[:num] for name, value in stacked.items()}
-
-
-def _mask(rows: list[Indices]) -> Tensor:
-    return _padded(rows)[1]
 
 
 def replies_of(

@@ -43,10 +43,11 @@ class Firmware:
         seed: int,
         deadline_s: float = 120.0,
         memory_bytes: int = 10**9,
+        kernels: str = "auto",
     ) -> None:
         check(program, population, len(places))
         self.program, self.population = program, population
-        self.simulated = Stacked(program, population, memory_bytes)
+        self.simulated = Stacked(program, population, memory_bytes, kernels)
         self.simulated.kernels.prepare()
         with torch.no_grad():
             out, _ = program.call(program.initial, population.inputs(torch.zeros(1, dtype=torch.int64)), training=False)

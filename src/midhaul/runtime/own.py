@@ -31,14 +31,14 @@ class Own:
 
     def has(self, devices: Sequence[int]) -> bool:
         """Tells whether every one of these devices has one."""
-        return bool((self._place[devices] != _NONE).all())
+        return bool((self._place[np.asarray(devices, np.int64)] != _NONE).all())
 
     def get(self, devices: Sequence[int], otherwise: Tensor | None = None) -> Tensor:
         """Gives the tensors of these devices, as a copy; `otherwise` for those that have none. Shapes: [D, ...].
 
         Raises: EngineError for a device that has none, where nothing else is given for it.
         """
-        places = self._place[devices]
+        places = self._place[np.asarray(devices, np.int64)]
         there = places != _NONE
         if there.all():
             return self._values[torch.from_numpy(places)]

@@ -112,7 +112,8 @@ class Stacked:
         known, base = self.program.initial, dict[str, Tensor]()
         for path, value in whole.items():
             part, _, name = path.partition("/")
-            if part not in ("base", "own", "of_own", "momentum", "of_momentum") or name not in known:
+            is_odd = part not in ("base", "own", "of_own", "momentum", "of_momentum") or name not in known
+            if is_odd or (part == "base" and value.shape != known[name].shape):
                 raise EngineError(f"the checkpoint holds {path}, which this fleet doesn't have; it is of another run")
             if part == "base":
                 base[name] = value

@@ -260,15 +260,15 @@ class Workers:
             self.tell(f"{len(ready)} of {self.num} workers have started; waiting for the others")
             ready, late = self.ray.wait(told, num_returns=len(told), timeout=self.start_s)
         if late:
-            num = self.num
             self.close()
             raise EngineError(
-                f"only {len(ready)} of {num} workers started within {self.start_s:g} s; if other jobs hold the "
+                f"only {len(ready)} of {self.num} workers started within {self.start_s:g} s; if other jobs hold the "
                 "cluster's cores (`ray status`), wait for them or lower run.workers"
             )
         found = self.ray.get(told)
         self.machines = tuple(sorted({host for host, _, _ in found}))
-        if odd := [host for host, _, installed in found if installed != fingerprint()]:
+        here = fingerprint()
+        if odd := [host for host, _, installed in found if installed != here]:
             self.close()
             raise EngineError(
                 f"{odd[0]} has another midhaul, torch or Python than this machine; install the same versions on every "
