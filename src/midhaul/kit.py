@@ -112,11 +112,15 @@ class Kit:
         chosen: Settings = {"lr": cfg.lr, "momentum": cfg.momentum, "weight_decay": cfg.weight_decay}
         return {**chosen, "nopeek": cfg.nopeek} if cfg.nopeek else chosen
 
+    def cohort_size(self, num_devices: int) -> int:
+        """Gives how many of so many devices are in a round, should none ask to be."""
+        wanted = self.config.fleet.cohort
+        return max(1, round(wanted * num_devices)) if wanted <= 1.0 else min(round(wanted), num_devices)
+
     def cohort(self, fleet: Fleet, key: rng.Key) -> tuple[int, ...]:
         """Gives the devices of a round: a share of the fleet, or a number, drawn without repetition or chosen by
         `fleet.selection`, and those that ask to be in it because their data drifted."""
-        wanted = self.config.fleet.cohort
-        num = max(1, round(wanted * len(fleet.devices))) if wanted <= 1.0 else min(round(wanted), len(fleet.devices))
+        num = self.cohort_size(len(fleet.devices))
         choosing: Chooser | None = getattr(fleet, "choosing", None)
         drawn = (
             rng.choose(key._replace(use=int(rng.Use.COHORT)), num, fleet.devices)

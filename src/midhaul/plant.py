@@ -343,7 +343,7 @@ def _engine(kit: Kit, scheme: Scheme, population: Population, workers: Workers |
             )
         return _firmware(kit, scheme, groups[0].program, population, groups[0].board)
 
-    memory_bytes = _chunk_bytes(kit, population)
+    memory_bytes = _chunk_bytes(kit, scheme, population)
 
     def build(program: Program, population: Population) -> Loop | Stacked | Cluster:
         if run.engine == "loop":
@@ -441,16 +441,17 @@ def _firmware(kit: Kit, scheme: Scheme, program: Program, population: Population
         found,
         seed=run.seed,
         deadline_s=config.fleet.deadline_s,
-        memory_bytes=_chunk_bytes(kit, population),
+        memory_bytes=_chunk_bytes(kit, scheme, population),
         kernels=run.kernels,
     )
 
 
-def _chunk_bytes(kit: Kit, population: Population) -> int:
+def _chunk_bytes(kit: Kit, scheme: Scheme, population: Population) -> int:
     """Gives what the engine may take for devices at work, of what the whole run may."""
     modules = [kit.program.module, *([kit.large] if kit.large is not None else [])]
     models = sum(value.numel() * value.element_size() for module in modules for value in module.parameters())
-    return memory.chunk_bytes(kit.config.run.memory, population, models)
+    replies = 0 if kit.config.run.memory == memory.AUTO else memory.replies_bytes(kit, scheme, population)
+    return memory.chunk_bytes(kit.config.run.memory, population, models, replies)
 
 
 def _in_int8(kit: Kit, scheme: Scheme, shape: tuple[int, ...]) -> Kit:

@@ -22,6 +22,10 @@ from midhaul.program import Population, Program
 from midhaul.runtime import chunk, memory
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.stacked import Stacked
+from midhaul.schemes import SCHEMES
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
+from fleet_of_three import setting
 
 OWN = {**os.environ, "PYTHONPATH": str(Path(midhaul.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 # What is freed goes back to the system at once, so that the peak is what was in use.
@@ -85,6 +89,24 @@ def test_a_bound_that_leaves_nothing_is_refused_in_one_sentence() -> None:
     many = dataclasses.replace(a_population(), train=(np.arange(20),) * 1_000_000, own_test=False)
     with pytest.raises(ConfigError, match=r"run.memory is 2GB"):
         memory.chunk_bytes("2GB", many, 1000)
+
+
+def test_what_a_round_s_devices_send_is_taken_off() -> None:
+    """Three devices, what each sends three times; every scheme names slices that its model has."""
+    taken = {}
+    for name in SCHEMES:
+        kit, _, population = setting(SCHEMES[name])
+        taken[name] = memory.replies_bytes(kit, SCHEMES[name], population)
+    kit, program, population = setting(SCHEMES["fedavg"])
+    assert taken["fedavg"] == 3 * 3 * tree.num_bytes(program.initial) > 0
+    assert taken["federated_transfer"] < taken["fedavg"], "a head is less than the whole"
+    assert [taken[name] for name in ("local", "fedmd", "federated_split")] == [0, 0, 0]
+    fewer = dataclasses.replace(kit, config=kit.config.replace(fleet_cohort=2.0))
+    assert memory.replies_bytes(fewer, SCHEMES["fedavg"], population) == 2 * 3 * tree.num_bytes(program.initial)
+    left = memory.chunk_bytes("2GB", population, 1000, 10**9)
+    assert left == memory.chunk_bytes("2GB", population, 1000) - 10**9
+    with pytest.raises(ConfigError, match=r"a round's replies .*; allow .* or more"):
+        memory.chunk_bytes("2GB", population, 1000, 2 * 10**9)
 
 
 def test_fewer_devices_are_trained_at_once_where_there_is_less_memory_and_more_is_kept() -> None:
