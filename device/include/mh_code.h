@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-/* enum of update._VALUES and updates._SELECT */
+/* Numbers of update._VALUES and updates._SELECT. */
 enum mh_code_value { MH_CODE_PLAIN = 0, MH_CODE_QUANTISE = 1, MH_CODE_QSGD = 2, MH_CODE_SIGN = 3 };
 enum mh_code_select { MH_CODE_ALL = 0, MH_CODE_TOPK = 1, MH_CODE_RANDK = 2 };
 
@@ -55,9 +55,9 @@ typedef int (*mh_code_sink)(void *to, const void *from, uint32_t num);
 int mh_code_write(const mh_numbers *n, const mh_made *made, mh_code_sink sink, void *to);
 
 /* Adds an update to the numbers. Bytes come from `source`, which gives 0 for num bytes that are there, in the order they
-   have; num_bytes is how many there are in all. places: [room], for the places of those that travel, where not all do or
-   their number isn't drawn. 0; -1 for bytes that aren't the whole and sound code of so many numbers, whereupon some
-   numbers may have moved; -2 where `room` is too small. */
+   have; num_bytes is how many there are in all. places: [room], for the places of those that travel; of plain numbers,
+   quantised ones and signs that all travel it needs none. 0; -1 for bytes that aren't the whole and sound code of so many
+   numbers, whereupon some numbers may have moved; -2 where `room` is too small. */
 typedef int (*mh_code_source)(void *from, void *to, uint32_t num);
 int mh_code_add(const mh_numbers *n, uint32_t num_bytes, uint32_t *places, uint32_t room, mh_code_source source,
                 void *from);

@@ -65,23 +65,16 @@ static uint32_t size_bits(float x) { return mh_bits_f32(x) & 0x7fffffffu; }
 
 static int travels(chooser *c, uint32_t place, float x) {
     if (c->select == MH_CODE_ALL) return 1;
-    if (c->select == MH_CODE_RANDK) {
-        if (place != c->next || c->run > c->kept) return 0;
-        return 1;
-    }
+    if (c->select == MH_CODE_RANDK) return place == c->next;
     if (size_bits(x) != c->border) return size_bits(x) > c->border;
     if (!c->equal) return 0;
     c->equal--;
     return 1;
 }
 
-/* Behind a randk number that travelled: on to the next run. */
+/* Behind a randk number that travelled: on to the next run, if there is one; else no later place is `next`. */
 static void passed(chooser *c) {
-    if (c->select != MH_CODE_RANDK) return;
-    if (c->run < c->kept)
-        run_next(c);
-    else
-        c->run++;
+    if (c->select == MH_CODE_RANDK && c->run < c->kept) run_next(c);
 }
 
 static void chooser_reset(chooser *c, uint64_t seed, uint32_t equal) {

@@ -131,7 +131,7 @@ static int came_all(const mh_device *d, const uint8_t *sent) {
 int mh_op_fit(mh_device *d, mh_request *q) {
     const mh_plan *p = mh_model_plan(&d->model, MH_PLAN_TRAIN, q->train, q->train_bytes);
     uint32_t i, num, bytes, room, used = 0, n = d->store.count[MH_TRAIN], classes = d->model.head->num_classes;
-    int is_coded = q->given >> MH_SET_CODE & 1, needs_start = q->sgd.mu != 0.0f || q->clip != 0.0f, keeps, error;
+    int is_coded = q->given >> MH_SET_CODE & 1, needs_start = q->sgd.mu != 0.0f || q->clip != 0.0f, is_base, error;
     const uint8_t *sent = 0, *trained;
     mh_code code;
     mh_metric metrics[2];
@@ -151,7 +151,7 @@ int mh_op_fit(mh_device *d, mh_request *q) {
         if (error) return error;
         needs_start |= code.is_delta;
     }
-    keeps = needs_start || (sent && can_code(d, trained, sent, 1) == MH_OK);
+    is_base = can_code(d, trained, sent, 1) == MH_OK;
     behind = mh_behind(d, p->arena_bytes, &room);
     while (q->in.num_tensors) {
         if (mh_frame_tensor(&q->in, &t)) return MH_ERROR_FRAME;
@@ -174,8 +174,8 @@ int mh_op_fit(mh_device *d, mh_request *q) {
     if (error == MH_OK) error = mh_has_all(d);
     if (error == MH_OK && 2 * n > room - used) error = MH_ERROR_ARENA;
     if (error) return error;
-    prepare(d, q, p, keeps);
-    d->base_of = keeps && sent && came_all(d, sent) ? sent : 0;
+    prepare(d, q, p, needs_start || is_base);
+    d->base_of = is_base && came_all(d, sent) ? sent : 0;
     metrics[0].id = MH_ID_ROWS, metrics[1].id = MH_ID_LOSS;
     descend(d, q, p, MH_TRAIN, soft, (void *)(behind + used), &metrics[0].value, &metrics[1].value);
     if (metrics[0].value > 0.0) metrics[1].value /= metrics[0].value;

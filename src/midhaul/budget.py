@@ -176,13 +176,13 @@ def plan(
     the rows that the device holds, whose order takes 2 bytes each. `momentum` keeps a velocity of each trained
     parameter; `keeps_start` their values before the op, which a proximal term or clipping needs, or an update that
     travels as a difference. `owes` keeps what coding takes from an update, `places` the share of its numbers whose
-    places a coded message tells. FORWARD and BACKWARD
-    are of the device's half of a split model: `module` is that half, or the whole model with its `cut`; BACKWARD with
-    nothing named trains all of it. `is_tail` is for BACKWARD of the last part of a U-shaped split, whose input
-    [batch, ...] comes from the server and whose input's gradient goes back in its place. `resident_bytes` is SRAM that
-    something else keeps all the while, such as the other part of a U shape. `learning` is what the rule that a device
-    trains by takes beside plain SGD (`midhaul.rules`); the device runtime has no such rule yet. `untraced` leaves
-    activations out. `compiler`, gcc or zig, is what the firmware is built by; instructions are gcc's.
+    places a coded message tells. FORWARD and BACKWARD are of the device's half of a split model: `module` is that half,
+    or the whole model with its `cut`; BACKWARD with nothing named trains all of it. `is_tail` is for BACKWARD of the
+    last part of a U-shaped split, whose input [batch, ...] comes from the server and whose input's gradient goes back
+    in its place. `resident_bytes` is SRAM that something else keeps all the while, such as the other part of a U shape.
+    `learning` is what the rule that a device trains by takes beside plain SGD (`midhaul.rules`); the device runtime has
+    no such rule yet. `untraced` leaves activations out. `compiler`, gcc or zig, is what the firmware is built by;
+    instructions are gcc's.
     Raises: BudgetError for a model that can't be traced, SliceError for a cut or a name that the model lacks.
     """
     if batch < 1 or num_examples < 0 or num_rows < 0:

@@ -179,7 +179,7 @@ def engine(
 def firmware(addresses: str, scheme: Scheme, kit: Kit, program: Program, population: Population) -> Firmware:
     """Gives the engine whose devices run the C runtime at these addresses."""
     work = [(work.op, work.train) for work in scheme.work(kit.cfg)]
-    keeps_start = kit.config.privacy.clip > 0.0 or scheme.name == "fedprox"
+    keeps_start = variants.keeps_start(kit.config, scheme)
     blobs = DeviceBlobs(program, work, momentum=kit.cfg.momentum > 0.0, keeps_start=keeps_start)
     found = places(addresses, profiles.get("stm32l4"), seed=0)
     return Firmware(program, population, blobs, found, seed=0, deadline_s=60.0)

@@ -16,6 +16,7 @@ from midhaul.errors import ConfigError, ModelError
 from midhaul.link import frame, radio, update
 from midhaul.message import Message, Op
 from midhaul.runtime.coding import Coding
+from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.over_link import Ledger, OverLink
 from midhaul.runtime.remote import Remote
 from midhaul.runtime.updates import Updates
@@ -23,7 +24,7 @@ from midhaul.schemes import SCHEMES
 from midhaul.server import Server
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fleet_of_three import FEATURES, engine, setting
+from fleet_of_three import FEATURES, engine, firmware, setting
 
 BOTH = pytest.mark.parametrize("on", ["loop", "stacked"])
 # Of each family, those that send unlike slices by unlike ops.
@@ -59,13 +60,15 @@ def run(
     kit, program, population = setting(scheme, **changes)
     if small:
         population = replace(population, train=(*population.train[:2], population.train[2][:20]))
-    inner = engine(on, program, population)
+    inner = firmware(on, scheme, kit, program, population) if ":" in on else engine(on, program, population)
     board, by = profiles.get("stm32l4"), radio.get("ble")
     coding = Coding(updates=how)
     fleet = OverLink(inner, program, board, by, loss=0.0, retries=0, ledger=ledger, coding=coding)
     server = scheme.init(fleet, kit, rng.Key(0, 0, rng.SERVER, 0))
     for number in range(1, rounds + 1):
         server, _ = scheme.round(server, fleet, kit, rng.Key(0, number, rng.SERVER, 0))
+    if isinstance(inner, Firmware):
+        inner.close()
     return server, ledger
 
 
@@ -287,6 +290,16 @@ def test_devices_in_c_send_the_same_codes(up: str, down: str, monkeypatch: pytes
     assert coded == [False] * 4 + [down != "none"] * 8  # in the first round the model travels whole
 
 
+@pytest.mark.parametrize("name", ["fedrep", "fedbabu", "fedper"])
+def test_devices_in_c_code_the_part_that_they_send(name: str) -> None:
+    """A head that stays on the device has no code, and a body that came by LOAD is what its difference is to."""
+    up, down = "delta,topk:0.3,sign", "delta,topk:0.5"
+    slow, charged = run(name, "loop", updates(up, down))
+    fast, ledger = run(name, "host:*3", updates(up, down), link_up=up, link_down=down)
+    assert tree.largest_difference(slow.tree, fast.tree) < 1e-6
+    assert (ledger.kinds_up, ledger.kinds_down, ledger.absent) == (charged.kinds_up, charged.kinds_down, 0)
+
+
 def test_codes_are_the_same_bits_on_every_core() -> None:
     """Doubles in software or not, fused or not: emulated cores send what this machine's processor does."""
     pytest.importorskip("unicorn")
@@ -316,6 +329,7 @@ def test_codes_are_the_same_bits_on_every_core() -> None:
         ({"link_up": "delta,vote:1", "fleet_mode": "fedbuff"}, "votes among the devices of a round, and fedbuff has"),
         ({"run_engine": "firmware", "link_up": "delta,powersgd:1"}, r"firmware can't do powersgd of link\.up"),
         ({"run_engine": "firmware", "link_up": "delta,entropy"}, r"firmware can't do entropy of link\.up"),
+        ({"run_engine": "firmware", "link_down": "quantise:8"}, r"take differences alone; put delta into link\.down"),
         ({"run_engine": "firmware", "scheme_name": "federated_split", "link_up": "delta"}, "code what FIT sends"),
     ],
 )

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from midhaul import ops, rng
 from midhaul.devices import blob
-from midhaul.link import frame, refusal
+from midhaul.link import frame, refusal, update
 from midhaul.link.frame import Frame
 from midhaul.link.packet import PacketLink
+from midhaul.link.update import Stages
 from midhaul.message import ROW_KINDS, Message, Op, Reply, Settings
 from midhaul.models import mlperf, slices, tiny
 from midhaul.models.adapters import add_lora
@@ -23,6 +24,7 @@ from midhaul.models.translate import translate
 from midhaul.ops import State
 from midhaul.program import Examples, Local, Program
 from midhaul.rng import Use
+from midhaul.runtime.updates import Updates
 
 SEED = 0x1234567890ABCDEF
 KEY = bytes(range(32))
@@ -275,6 +277,17 @@ def close(got: Tensor, want: Tensor, name: str) -> None:
         return
     bound = CLOSE * max(1.0, float(want.abs().max()))
     assert float((got.reshape(want.shape).double() - want.double()).abs().max()) <= bound, name
+
+
+def stages(text: str) -> Stages:
+    how = update.parse(text, "here")
+    assert how is not None
+    return how
+
+
+def told(how: Stages, turn: int, *, feeds_back: bool) -> Settings:
+    """Gives the settings that tell a device to code its reply to FIT."""
+    return Updates(how, error_feedback=feeds_back).asked(Message(Op.FIT, settings=FIT), turn)
 
 
 FIT: Settings = {"lr": 0.05, "batch": 4, "epochs": 2, "train": "whole", "send": "whole"}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import stages, told
 
 from midhaul import rng
 from midhaul.devices import toolchain
@@ -22,8 +23,6 @@ from midhaul.link.update import Stages
 AT = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.POINTER(ctypes.c_uint32))
 SINK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint8), ctypes.c_uint32)
 SOURCE = SINK
-VALUES = ("plain", "quantise", "qsgd", "sign")
-SELECTS = ("", "topk", "randk")
 TEXTS = (
     *(
         "delta",
@@ -83,12 +82,6 @@ def lib() -> Any:
     return ctypes.CDLL(str(toolchain.host_library(strict=True, sanitize=True)))
 
 
-def setting_of(how: Stages, feeds_back: bool) -> int:
-    value = VALUES.index("sign" if how.value == "vote" else how.value)
-    level = int(how.level) if how.value in ("quantise", "qsgd") else 0
-    return value | SELECTS.index(how.select) << 4 | (how.delta | feeds_back << 1) << 8 | level << 12
-
-
 class Numbers:
     """Numbers in parts of unlike sizes, one of them empty, as a device's weights lie."""
 
@@ -110,7 +103,7 @@ class Numbers:
 
 def code_of(how: Stages, key: rng.Key, feeds_back: bool, lib: Any) -> CCode:
     code = CCode()
-    assert lib.mh_code_read(ctypes.byref(code), setting_of(how, feeds_back)) == 0
+    assert lib.mh_code_read(ctypes.byref(code), told(how, 0, feeds_back=feeds_back)["code"]) == 0
     code.share, code.seed, code.round, code.device, code.use = how.much, key.seed, key.round, key.device, key.use
     return code
 
@@ -146,12 +139,6 @@ def added(lib: Any, base: Floats, data: bytes, room: int | None = None) -> Float
     status = lib.mh_code_add(ctypes.byref(numbers.c), len(data), places, room, SOURCE(source), None)
     assert places[room] == 0
     return numbers.whole if status == 0 else int(status)
-
-
-def stages(text: str) -> Stages:
-    how = update.parse(text, "here")
-    assert how is not None
-    return how
 
 
 def normal(num: int, seed: int) -> Floats:

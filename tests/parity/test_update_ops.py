@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pairs import CODES, FIT, SEED, Pair, opened
+from pairs import CODES, FIT, SEED, Pair, opened, stages, told
 
 from midhaul import rng
 from midhaul.devices import toolchain
@@ -29,20 +29,6 @@ TEXTS = (
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
     return opened(toolchain.host_library(strict=True))
-
-
-def stages(text: str) -> Stages:
-    how = update.parse(text, "here")
-    assert how is not None
-    return how
-
-
-def told(how: Stages, *, feeds_back: bool, stream: int) -> Settings:
-    value = ("plain", "quantise", "qsgd", "sign").index(how.value)
-    select = ("", "topk", "randk").index(how.select)
-    level = int(how.level) if how.value in ("quantise", "qsgd") else 0
-    code = value | select << 4 | (how.delta | feeds_back << 1) << 8 | level << 12
-    return {"code": code, "stream": stream, **({"share": how.much} if how.select else {})}
 
 
 def flat(whole: Tree, names: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -71,7 +57,7 @@ def test_a_device_codes_what_it_learned_as_the_twin_would(library: ctypes.CDLL, 
     for round in range(1, 4):
         learned = ask(plain, FIT, whole, round)
         stream = 1 << 22 | round << 2 | 2
-        reply = ask(coder, {**FIT, **told(how, feeds_back=how.is_biased, stream=stream)}, whole, round)
+        reply = ask(coder, {**FIT, **told(how, round, feeds_back=how.is_biased)}, whole, round)
         assert "error" not in reply.metrics, reply.metrics
         assert list(reply.tree) == [UPDATE]
         assert (reply.weight, reply.metrics) == (learned.weight, learned.metrics)
@@ -97,7 +83,7 @@ def test_a_device_takes_differences_to_what_it_was_last_sent(library: ctypes.CDL
     names, whole = summed.program.names("whole"), dict(summed.program.initial)
     assert ask(coder, FIT, whole).tree.keys() == set(names)
     ask(summed, FIT, whole)
-    back = told(stages("delta,topk:0.2,sign"), feeds_back=True, stream=5)
+    back = told(stages("delta,topk:0.2,sign"), 1, feeds_back=True)
     for turn in range(2):
         more = rng.normal(rng.key(turn, 1, 1, rng.Use.SYNTHETIC), len(flat(whole, names))).astype(np.float32) * 0.1
         tree, coded = as_coded(how, more, 9)
@@ -126,7 +112,7 @@ def test_what_a_device_cannot_code_it_refuses(library: ctypes.CDLL) -> None:
     whole, names = dict(pair.program.initial), pair.program.names("whole")
     num = len(flat(whole, names))
     tree, coded = as_coded(stages("delta,topk:0.1"), np.ones(num, np.float32), 1)
-    good = told(stages("delta,topk:0.1"), feeds_back=True, stream=5)
+    good = told(stages("delta,topk:0.1"), 1, feeds_back=True)
     assert error(ask(pair, FIT, tree, 2, coded)) == "BORROWED"  # it was sent no whole model yet
     ask(pair, FIT, whole)
     assert "error" not in ask(pair, {**FIT, **good}, tree, 2, coded).metrics
@@ -143,6 +129,8 @@ def test_what_a_device_cannot_code_it_refuses(library: ctypes.CDLL) -> None:
     squeezed: dict[str, Coded] = {UPDATE: Coded((num,), b"\x02" + coded[UPDATE].data)}
     ask(pair, FIT, whole)
     assert error(ask(pair, FIT, tree, 2, squeezed)) == "FRAME"
+    ask(pair, {**FIT, "train": "head", "proximal_mu": 0.1}, whole)  # which keeps no start of the body
+    assert error(ask(pair, FIT, tree, 2, coded)) == "BORROWED"
     ask(pair, FIT, whole)
     pair.device.ask(Op.ADAPT, FIT, whole)  # which begins from elsewhere
     assert error(ask(pair, FIT, tree, 2, coded)) == "BORROWED"
@@ -155,7 +143,7 @@ def test_what_is_owed_wants_room_and_is_gone_with_the_blob(library: ctypes.CDLL)
     arena = pair.blob.arena_bytes
     num = sum(value.numel() for value in pair.program.initial.values())
     pair.device.close()
-    good = {**FIT, **told(stages("delta,topk:0.1"), feeds_back=True, stream=5)}
+    good = {**FIT, **told(stages("delta,topk:0.1"), 1, feeds_back=True)}
     enough = -(-arena // 16) * 16 + -(-4 * num // 16) * 16 + 16  # and the order of the rows
     for size, fits in ((enough, True), (enough - 16, False)):
         pair = Pair(library, "mlp", 5, arena=size)

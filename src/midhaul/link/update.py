@@ -34,7 +34,7 @@ KNOWN = (
 )
 _SPARSE, _LOW_RANK, _DENSER = range(3)  # how the bytes begin
 _ALL, _BITMAP, _SEEDED, _GAPS = range(4)  # how the places are told; from _GAPS on, so many low bits of a gap
-_VALUES = ("plain", "quantise", "qsgd", "sign")  # by number; what is voted on are signs
+_VALUES = ("plain", "quantise", "qsgd", "sign")  # by number
 _HEAD = struct.Struct("<BBI")  # values, places, K
 _SEED = struct.Struct("<Q")
 _QUANTISE = struct.Struct("<B2f")
@@ -58,6 +58,11 @@ class Stages:
     def is_biased(self) -> bool:
         """Tells whether what arrives isn't on average what was sent, so that error feedback has something to do."""
         return self.select != "" or self.value == "sign"
+
+    @property
+    def coder(self) -> int:
+        """The number of the coder of the numbers on the wire; what is voted on are signs."""
+        return _VALUES.index("sign" if self.value == "vote" else self.value)
 
     def kept(self, num: int) -> int:
         """Gives how many of an update's numbers travel."""
@@ -207,8 +212,7 @@ def _sparse(stages: Stages, vector: Floats, key: rng.Key, unbiased: bool) -> byt
     how, where = _SEEDED, _SEED.pack(seed)
     if stages.select != "randk" or stages.value == "qsgd":
         how, where = _pack_places(places, num)
-    number = _VALUES.index("sign" if stages.value == "vote" else stages.value)
-    return b"".join([bytes([_SPARSE]), _HEAD.pack(number, how, len(places)), head, where, told])
+    return b"".join([bytes([_SPARSE]), _HEAD.pack(stages.coder, how, len(places)), head, where, told])
 
 
 def _unsparse(reader: Reader, num: int) -> Floats:

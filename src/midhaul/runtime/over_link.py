@@ -213,7 +213,7 @@ class OverLink:
     ) -> tuple[list[int], Message]:
         """Sends the message; gives the devices that it reached and the message as these unpacked it."""
         alike = not message.each and not message.each_settings
-        told = self.updates.asked(message.op, self._turn[1])
+        told = self.updates.asked(message, self._turn[1])
         packed: dict[int, _Down] = {}
         places: list[int] = []
         reached: list[_Down] = []

@@ -574,7 +574,7 @@ class Remote:
             return replace(reply, tree={n: reply.tree[n] if n in self.trained else self.kept[n] for n in names})
         if op == Op.FIT:
             names = self.program.sendable(str(settings.get("send", "none")))
-            if all(name in message.tree for name in names):
+            if names and set(names) <= self._slice(str(settings.get("train", "front"))) & message.tree.keys():
                 self.based = {name: message.tree[name] for name in names}
             shapes = self._shapes(set(names) & self.trained)
             is_coded = "code" in settings
@@ -625,11 +625,11 @@ class Remote:
 
     def _uncoded(self, reply: Reply, got: Frame, names: tuple[str, ...], message: Message) -> Reply:
         """Gives a reply whose weights came coded, under their names again; the link takes its bytes as they are."""
-        is_delta = int(message.settings["code"]) >> 8 & 1
+        is_delta, began = int(message.settings["code"]) >> 8 & 1, {**self.kept, **message.tree}
         parts = torch.split(reply.tree[UPDATE], [self.program.initial[name].numel() for name in names])
         tree = {n: part.reshape(self.program.initial[n].shape) for n, part in zip(names, parts, strict=True)}
         if is_delta:
-            tree = {name: message.tree[name] + value for name, value in tree.items()}
+            tree = {name: began[name] + value for name, value in tree.items()}
         return replace(reply, tree=tree, coded=got.coded[UPDATE].data)
 
     def _settings_of(self, op: Op, settings: Settings) -> Settings:

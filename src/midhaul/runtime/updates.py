@@ -31,14 +31,12 @@ from midhaul.link import lowrank, update
 from midhaul.link.bits import Floats
 from midhaul.link.compress import Coded
 from midhaul.link.update import Stages
-from midhaul.message import UPDATE, CodedWeights, Kind, Op, Reply, Settings, kind_of
+from midhaul.message import UPDATE, CodedWeights, Kind, Message, Op, Reply, Settings, kind_of
 from midhaul.tree import Tree
 
 _STREAM = 1 << 22  # the streams of updates lie above those of rows
-_ANY_DEVICE = 0xFFFFFFFF
 _MOVES = ("fedrolex", "flora")  # schemes whose tensors of one name aren't the same weights in the next round
 _SELECT = ("", "topk", "randk", "powersgd")
-_VALUE = ("plain", "quantise", "qsgd", "sign")
 
 
 @dataclass(frozen=True)
@@ -86,23 +84,20 @@ class Updates:
             self.held, self.meant = {}, {}
         self._round = round
 
-    def asked(self, op: Op, turn: int) -> Settings:
-        """Gives the settings that tell a device how to code its reply; nothing where it doesn't."""
-        if op != Op.FIT or self.up is None:
+    def asked(self, message: Message, turn: int) -> Settings:
+        """Gives the settings that tell a device how to code its reply; nothing where it sends no weights so."""
+        if message.op != Op.FIT or self.up is None or message.settings.get("send", "none") == "none":
             return {}
         up = self.up
         flags = up.delta | self.feeds_back << 1
-        value = _VALUE.index("sign" if up.value == "vote" else up.value)
         level = int(up.level) if up.value in ("quantise", "qsgd") else 0
-        told: Settings = {"code": value | _SELECT.index(up.select) << 4 | flags << 8 | level << 12}
+        told: Settings = {"code": up.coder | _SELECT.index(up.select) << 4 | flags << 8 | level << 12}
         told |= {"share": float(up.much)} if up.select else {}
         return {**told, "stream": _index(turn, up=True)}
 
     def send_down(self, whole: Tree, device: int, key: rng.Key, turn: int) -> Sent:
         """Gives what goes down to a device, or to all that were last sent the same."""
-        return self._coded(
-            self.down, whole, self.held.get(device, {}), key._replace(device=_ANY_DEVICE), turn, up=False
-        )
+        return self._coded(self.down, whole, self.held.get(device, {}), key._replace(device=rng.SERVER), turn, up=False)
 
     def came_down(self, sent: Sent, whole: Tree, got: Tree) -> Tree:
         """Gives a message's tensors as the device has them. `whole` is as the message was meant, `got` as it came."""
@@ -247,6 +242,8 @@ def plan_updates(config: Config, scheme: Scheme) -> Updates:
             raise ConfigError(
                 f"devices with firmware can't do {stage} of link.{name}; leave it out or take another run.engine"
             )
+        if firmware and name == "down" and not how.delta:
+            raise ConfigError("devices with firmware take differences alone; put delta into link.down, before all else")
         if firmware and scheme.part != "whole":
             raise ConfigError(
                 f"devices with firmware code what FIT sends, and {scheme.name} sends weights otherwise; leave out "
