@@ -145,10 +145,13 @@ def main(arguments: Sequence[str] = ()) -> None:
     if chosen.point:
         print(json.dumps(dataclasses.asdict(one(Point(**json.loads(chosen.point))))))
         return
+    wanted = chosen.only.split(",") if chosen.only else list(points(chosen.quick))
+    if unknown := set(wanted) - points(chosen.quick).keys():
+        parser.error(f"there is no series {', '.join(sorted(unknown))}; take devices, cohort or model")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     found: dict[str, list[tuple[Point, Found]]] = {}
     for series, held in points(chosen.quick).items():
-        if chosen.only and series not in chosen.only.split(","):
+        if series not in wanted:
             continue
         for point in held:
             measured = measure(point)

@@ -331,6 +331,7 @@ class Chunk:
     def _descend_each(self, soft: Tensor | None) -> tuple[Tree, dict[str, Tensor]]:
         """Does so device after device, as the slow engine does."""
         ends, told = [], []
+        trained = {*self.program.names(str(self.settings["train"])), *self.program.personal}
         for place, device in enumerate(self.devices):
             settings = self.message.for_device(place).settings
             start = {name: self._stacked(name)[place] for name in self.program.initial}
@@ -338,14 +339,10 @@ class Chunk:
             own = self._examples(place)
             logits = None if soft is None else soft[place][: len(own)]
             end, found = ops.descend(self.program, start, own, logits, settings, own_key)
-            ends.append({name: end[name] for name in end if name in self._trained})
+            ends.append({name: end[name] for name in end if name in trained})
             told.append(found)
         metrics = {name: torch.tensor([t[name] for t in told], dtype=torch.float64) for name in ("rows", "loss")}
         return tree.stack(ends), metrics
-
-    @property
-    def _trained(self) -> set[str]:
-        return {*self.program.names(str(self.settings["train"])), *self.program.personal}
 
     def _examples(self, place: int) -> Examples:
         """Gives the rows that a device works on."""
