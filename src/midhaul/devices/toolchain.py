@@ -574,10 +574,13 @@ def _processor() -> str:
 def _host_flags(compiler: Compiler, sanitize: str) -> list[str]:
     # Vector instructions change no bits: nothing is contracted and no sum is reordered.
     native = ["-march=native"] if compiler.kind == "gcc" and platform.machine() in ("x86_64", "AMD64") else []
-    checks = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else []
-    if compiler.kind == "zig" and not sanitize:
-        checks = ["-fno-sanitize=all"]
-    return [*_C, "-O1" if sanitize else "-O3", *native, *checks]
+    return [*_C, "-O1" if sanitize else "-O3", *native, *_checks(compiler, sanitize)]
+
+
+def _checks(compiler: Compiler, sanitize: str) -> list[str]:
+    if sanitize:
+        return [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"]
+    return ["-fno-sanitize=all"] if compiler.kind == "zig" else []
 
 
 def _host_build(firmware: str, main: Path, sanitize: str, shared: bool, strict: bool, compiler: Compiler) -> Path:
@@ -630,16 +633,15 @@ def counter_library() -> Path:
     return _cached(_digest("count", compiler.version, *flags, *(str(path) for path in objects)), make) / "mh_count.so"
 
 
-def kernel_library(folder: Path, *, sanitize: str = "", compiler: Compiler | None = None) -> Path:
+def kernel_library(folder: Path, *, sanitize: str = "") -> Path:
     """Gives a shared library of all C files of a folder, built for speed on this very processor.
 
     `sanitize` is what -fsanitize takes. Raises: DependencyError without a compiler, EngineError if it can't be built.
     """
-    compiler = compiler or host_compiler()
+    compiler = host_compiler()
     flags = ["-std=gnu11", "-Wall", "-Wextra", "-fno-math-errno", "-fPIC", "-pthread", "-g0"]
     flags += ["-march=native"] if compiler.kind == "zig" or platform.machine() in ("x86_64", "AMD64") else []
-    flags += ["-O1", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else ["-O2"]
-    flags += ["-fno-sanitize=all"] if compiler.kind == "zig" and not sanitize else []
+    flags += ["-O1" if sanitize else "-O2", *_checks(compiler, sanitize)]
     files = sorted(folder.glob("*.c"))
     objects = _objects(compiler, [*flags, f"-DMK_HOST_{_digest(_processor())[:8]}"], files, [folder])
 

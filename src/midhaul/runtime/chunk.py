@@ -90,6 +90,10 @@ class Chunk:
             Op.PREDICT: self.predict,
         }[self.message.op]()
 
+    def _is_native(self, *, trains: bool) -> bool:
+        """Tells whether the compiled kernels do this; if not it is noted why, or an error where they must."""
+        return self.fleet.kernels.refusal(self.message, self.source, trains=trains) is None
+
     def read(self) -> Replies:
         nothing = {"rows": torch.zeros(len(self.devices), dtype=torch.float64)}
         if self.settings.get("what") in ("examples", "test"):
@@ -100,7 +104,7 @@ class Chunk:
         return replies_of(self.devices, {name: self._stacked(name) for name in names}, None, self.counts, nothing)
 
     def fit(self) -> Replies:
-        if self.settings.get("seeds"):
+        if self.settings.get("seeds") and not self._is_native(trains=True):
             return self._walk()
         soft = self.message.each.get("logits")
         if self.sent is not None:
@@ -199,7 +203,7 @@ class Chunk:
         if not any(self.counts):
             nothing = torch.zeros_like(counts)
             return replies_of(self.devices, {}, None, self.counts, dict.fromkeys(("rows", "loss", "correct"), nothing))
-        if "z" in self.message.each:
+        if "z" in self.message.each and not self._is_native(trains=False):
             widest = int(max(self.counts, default=0))
             z, parameters = (
                 self.message.each["z"][:, :widest],
@@ -222,14 +226,14 @@ class Chunk:
         return replies_of(self.devices, {}, None, self.counts, {"rows": counts, "loss": loss, "correct": correct})
 
     def backward(self) -> Replies:
-        if "z" in self.message.each:
+        if "z" in self.message.each and not self._is_native(trains=True):
             return self._backward_tail()
         counts = torch.tensor(self.counts, dtype=torch.float64)
         active = [place for place, count in enumerate(self.counts) if count]
         if active:
             names = self.program.names(str(self.settings.get("train", "front")))
             weights = {name: self._stacked(name)[active] for name in names}
-            if self.fleet.kernels.refusal(self.message, self.source, trains=True) is None:
+            if self._is_native(trains=True):
                 g = self.message.each["g"]
                 g = g if len(active) == len(g) else g[active]
                 slopes, updated = self.fleet.kernels.pull(self, active, names, g)
@@ -288,7 +292,7 @@ class Chunk:
 
     def descend(self, soft: Tensor | None) -> tuple[Tree, dict[str, Tensor]]:
         """Trains the slice `train` on every device; gives the tensors that changed [D, ...] and the mean losses [D]."""
-        if self.fleet.kernels.refusal(self.message, self.source, trains=True) is None:
+        if self._is_native(trains=True):
             return self.fleet.kernels.fit(self, soft)
         if self._is_faster_one_by_one(max((len(rows) for rows in self.rows), default=0)):
             return self._descend_each(soft)
@@ -399,7 +403,7 @@ class Chunk:
 
     def outputs(self, *, training: bool) -> Tensor:
         """Gives the model's outputs of each device's rows, padded with zeros. Shapes: [D, B, ...]."""
-        if self.fleet.kernels.refusal(self.message, self.source, trains=False) is None:
+        if self._is_native(trains=False):
             return self.fleet.kernels.outputs(self, self.source, self.rows, training=training)
         places, mask = _padded(self.rows)
         if not self.each and not (training and self.program.personal):

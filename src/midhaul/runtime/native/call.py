@@ -106,6 +106,8 @@ class Call:
         if "x" not in part.message.tree:
             y = self._labels(part)
             if y.is_floating_point():
+                if job.loss_kind != library.MSE:
+                    raise EngineError("the rows have values to be hit, and no classes; train with the loss mse")
                 job.targets = self.tensor(y.float())
             else:
                 if len(y) and int(y.max()) >= self.made.output_size:
@@ -117,6 +119,10 @@ class Call:
             if soft.shape[2] != self.made.output_size:
                 raise EngineError(
                     f"a device was sent logits of {soft.shape[2]} classes; its model has {self.made.output_size}"
+                )
+            if soft.shape[1] < max(self.sizes, default=0):
+                raise EngineError(
+                    f"a device was sent logits of {soft.shape[1]} rows and trains on {max(self.sizes)}; send as many"
                 )
             job.soft_device = 0 if soft.stride(0) == 0 else soft.shape[1] * soft.shape[2]
             job.soft_row = soft.shape[2]

@@ -145,7 +145,7 @@ class _Reader:
             self._flatten()
         elif kind in (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d):
             self._pool(name, layer)
-        elif kind in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d) and _pair(layer.output_size, 1) in ((1, 1),):
+        elif kind in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1,), (1, 1)):
             self._pooled(library.MEAN, (self.h, self.w), (1, 1), (0, 0))
         elif kind is nn.ZeroPad2d and min(layer.padding) >= 0 and not self.flat:
             left, right, top, bottom = layer.padding

@@ -103,7 +103,7 @@ class Kernels:
         call.parameters(part.shared, part.each, (), {})
         call.job.training = training
         out = torch.empty((len(call.rows), *made.shape))
-        call.run("mk_apply", out=out)
+        call.run("mk_pass", out=out)
         return out
 
     def pull(self, part: Part, active: list[int], names: tuple[str, ...], g: Tensor) -> tuple[Tree, Tree]:
@@ -112,6 +112,11 @@ class Kernels:
         """
         made = self._chain(self._module(part.message.op))
         rows = [part.rows[place] for place in active]
+        if tuple(g.shape[2:]) != made.shape or g.shape[1] < max(map(len, rows)):
+            raise EngineError(
+                f"a device was sent slopes of shape {tuple(g.shape[1:])}; its activations' is "
+                f"{(max(map(len, rows)), *made.shape)}"
+            )
         call = Call(made, part.source, rows)
         end = self._room((*names, *made.renewed), len(active))
         call.parameters(part.shared, {name: value[active] for name, value in part.each.items()}, names, end)
@@ -119,7 +124,7 @@ class Kernels:
         padded = int(counts.min()) < g.shape[1]
         flat = g[torch.arange(g.shape[1])[None, :] < counts[:, None]] if padded else g.flatten(0, 1)
         call.job.training = True
-        call.run("mk_pull", slopes=flat.float().contiguous())
+        call.run("mk_pass", slopes=flat.float().contiguous())
         return {name: end[name] for name in names}, {name: end[name] for name in made.renewed}
 
     def _room(self, names: Sequence[str], num: int) -> Tree:
@@ -151,6 +156,10 @@ class Kernels:
         x = rows.x if rows.levels is None else rows.levels
         if x.dtype != torch.float32 or x.device.type != "cpu":
             return f"the rows are of {x.dtype} on {x.device}"
+        if rows.levels is not None and (rows.x.dtype != torch.uint8 or len(rows.levels) < 256):
+            return "the rows are codes that don't stand for 256 numbers"
+        if "z" in message.each:
+            return "it is the tail of a model in U shape"
         self._look(module)
         made = self._chains[id(module)]
         if isinstance(made, str):
@@ -159,12 +168,16 @@ class Kernels:
         if other := [name for name in known if name not in self.program.initial]:
             return f"{other[0]} changes and is no part of what a device holds"
         if trains:
+            if settings.get("seeds"):
+                return "it trains along seeds"
             if (name := rules.name_of(settings)) != "sgd":
                 return f"it learns by the rule {name}"
             if float(settings.get("nopeek", 0.0)):
                 return "its loss has a distance correlation in it"
             if message.op != Op.BACKWARD and self.program.tail is not None:
                 return "the model is in U shape"
+            if message.op != Op.BACKWARD and made.shape != (made.layers[-1].out_c,):
+                return "the model's outputs lie in several places"
             own = self.program.personal if message.op != Op.BACKWARD else ()
             wanted = (*self.program.names(str(settings.get("train", "front"))), *own)
             if other := [name for name in wanted if name not in known]:

@@ -84,7 +84,7 @@ def _load() -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise EngineError(f"the compiled kernels can't be loaded: {error}") from error
-    for name in ("mk_fit", "mk_apply", "mk_pull"):
+    for name in ("mk_fit", "mk_pass"):
         getattr(library, name).argtypes = [POINTER(Job)]
     library.mk_permutation.argtypes = [c_uint64, *[ctypes.c_uint32] * 3, c_int64, POINTER(c_int64)]
     library.mk_permutation.restype = None

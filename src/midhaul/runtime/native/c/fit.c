@@ -39,8 +39,8 @@ static void move(mk_thread *t)
     t->stale = 1;
 }
 
-/* The loss of a part of a batch, and its slopes at the last layer's outputs. `at` are places in the job's rows. */
-static double losses(mk_thread *t, int64_t device, const int64_t *order, int64_t num, float scale, int slopes)
+/* The loss of a part of a batch, and its slopes at the last layer's outputs. `order` has places among the device's rows. */
+static double losses(mk_thread *t, int64_t device, const int64_t *order, int64_t num, float scale)
 {
     const mk_job *job = t->run->job;
     const mk_place *p = &t->run->places[job->num_layers];
@@ -48,7 +48,7 @@ static double losses(mk_thread *t, int64_t device, const int64_t *order, int64_t
     double total = 0.0;
     for (int64_t m = 0; m < num; m++) {
         const float *z = t->memory + p->in + m * p->image;
-        float *g = slopes ? t->memory + p->slope + m * p->image : NULL;
+        float *g = t->memory + p->slope + m * p->image;
         const float *target = job->targets ? job->targets + first + order[m] : NULL;
         const float *soft = job->soft ? job->soft + device * job->soft_device + order[m] * job->soft_row : NULL;
         int64_t y = job->labels ? job->labels[first + order[m]] : -1;
@@ -62,8 +62,7 @@ static double losses(mk_thread *t, int64_t device, const int64_t *order, int64_t
             for (int64_t c = 0; soft && c < classes; c++) {
                 float d = z[c] - soft[c];
                 sum += d * d;
-                if (g)
-                    g[c] += 2.0f / (float)classes * scale * job->soft_weight * d;
+                g[c] += 2.0f / (float)classes * scale * job->soft_weight * d;
             }
             total += soft ? (double)share * hard + (double)(job->soft_weight * (sum / (float)classes)) : hard;
         }
@@ -81,7 +80,7 @@ static double seconds(void)
 static void one_layer(mk_thread *t, int64_t layer, int64_t num, int back)
 {
     double *spent = t->run->job->spent, began = spent ? seconds() : 0.0;
-    (back ? mk_layer_backward : mk_layer_forward)(t, layer, num);
+    mk_layer_pass(t, layer, num, back);
     if (spent)
         spent[2 * layer + back] += seconds() - began;
 }
@@ -105,14 +104,14 @@ static double step(mk_thread *t, int64_t device, const int64_t *order, int64_t n
     const mk_run *r = t->run;
     const int64_t *own = r->job->rows + r->job->first[device];
     double total = 0.0;
-    t->fused = r->plain && num <= r->most ? t->memory : NULL;
+    t->fused = r->plain && num <= r->most;
     for (int64_t at = 0; at < num; at += r->most) {
         int64_t part = num - at < r->most ? num - at : r->most;
         for (int64_t m = 0; m < part; m++)
             rows[m] = own[order[at + m]];
         mk_read_rows(t, rows, part);
         forward(t, part);
-        total += losses(t, device, order + at, part, 1.0f / (float)num, 1);
+        total += losses(t, device, order + at, part, 1.0f / (float)num);
         backward(t, part);
     }
     move(t);
@@ -161,47 +160,26 @@ int mk_fit(const mk_job *job)
     return run(job, fit_device);
 }
 
-static int apply_device(mk_thread *t, int64_t d)
+/* All rows of a device, those of a batch norm in one batch: forward, and then the slopes at the outputs, if there are any,
+   all the way down. */
+static int pass_device(mk_thread *t, int64_t d)
 {
     const mk_run *r = t->run;
     const mk_job *job = r->job;
-    const mk_layer *last = &job->layers[job->num_layers - 1];
-    int64_t size = last->end_h * last->end_w * last->out_c;
     mk_start(t, d);
     for (int64_t at = job->first[d]; at < job->first[d + 1]; at += r->most) {
         int64_t num = job->first[d + 1] - at < r->most ? job->first[d + 1] - at : r->most;
         mk_read_rows(t, job->rows + at, num);
         forward(t, num);
-        mk_write_outputs(t, job->out + at * size, num);
-    }
-    return 0;
-}
-
-int mk_apply(const mk_job *job)
-{
-    return run(job, apply_device);
-}
-
-/* Each device's rows are one batch: forward again, then the slopes at the outputs all the way down. */
-static int pull_device(mk_thread *t, int64_t d)
-{
-    const mk_run *r = t->run;
-    const mk_job *job = r->job;
-    const mk_layer *last = &job->layers[job->num_layers - 1];
-    int64_t size = last->end_h * last->end_w * last->out_c;
-    mk_start(t, d);
-    for (int64_t at = job->first[d]; at < job->first[d + 1]; at += r->most) {
-        int64_t num = job->first[d + 1] - at < r->most ? job->first[d + 1] - at : r->most;
-        mk_read_rows(t, job->rows + at, num);
-        forward(t, num);
-        mk_read_slopes(t, job->slopes + at * size, num);
-        backward(t, num);
+        mk_move_outputs(t, at, num);
+        if (job->slopes)
+            backward(t, num);
     }
     mk_end(t, d, 1);
     return 0;
 }
 
-int mk_pull(const mk_job *job)
+int mk_pass(const mk_job *job)
 {
-    return run(job, pull_device);
+    return run(job, pass_device);
 }

@@ -34,8 +34,9 @@ typedef struct {
    x: a row behind another; or, if `bytes` isn't NULL, the 256 numbers that those stand for.
    rows: [first[num_devices]], the rows of x of one device after another; device d has first[d] ..< first[d + 1].
    labels, targets: one a row in that order, or NULL; soft: row r of device d at soft + d * soft_device + r * soft_row.
-   batch, epochs, steps, step, epoch, device: one a device. loss, seen, correct: one a device.
-   out: outputs of the rows in the order of `rows`, [channels][height][width] each. slopes: the same, for BACKWARD. */
+   batch, epochs, steps, step, epoch, device: one a device. loss, seen: one a device.
+   slopes: at the outputs of the rows in the order of `rows`, [channels][height][width] each; if NULL, mk_pass writes these
+   outputs to `out` in the same way. */
 typedef struct {
     const mk_layer *layers;
     const mk_parameter *parameters;
@@ -73,8 +74,8 @@ typedef struct {
     float *shared;                /* the parameters that all start with, packed */
     int64_t total, most, lowest;  /* floats of a thread, rows of a part of a batch, the lowest layer that is trained */
     int64_t weights, start, gradient, velocity, scratch, out_stride, widest;
-    int plain, keep_start;        /* whether a step is w -= lr * g alone; whether the start is needed to the end */
-    int64_t next, failed;         /* the next device to be done */
+    int plain;                    /* whether a step is w -= lr * g alone */
+    int64_t next, failed;         /* the next device to be done; whether memory ran out */
 } mk_run;
 
 /* One thread's memory. */
@@ -83,8 +84,8 @@ typedef struct {
     float *memory;
     const float **a;
     float **c;
-    float *fused;  /* not NULL: weights of dense layers are moved at once */
-    int stale;     /* the transposed weights are of an earlier step */
+    int fused; /* weights of dense layers are moved at once */
+    int stale; /* the transposed weights are of an earlier step */
 } mk_thread;
 
 MK_INLINE int mk_lanes(int64_t channels, int64_t c)
@@ -102,8 +103,8 @@ MK_INLINE vf mk_activated(vf v, int act)
     return v;
 }
 
-void mk_layer_forward(mk_thread *t, int64_t layer, int64_t num);
-void mk_layer_backward(mk_thread *t, int64_t layer, int64_t num);
+/* Takes `num` rows through a layer, or the slopes at what it gave for them back through it. */
+void mk_layer_pass(mk_thread *t, int64_t layer, int64_t num, int back);
 void mk_depthwise_forward(mk_thread *t, int64_t layer, int64_t image);
 void mk_depthwise_backward(mk_thread *t, int64_t layer, int64_t image, const float *mid);
 void mk_group_forward(mk_thread *t, int64_t layer, int64_t image);
@@ -116,7 +117,7 @@ void mk_norm_backward(mk_thread *t, int64_t layer, int64_t num);
 void mk_pool_forward(mk_thread *t, int64_t layer, int64_t image, const float *mid);
 void mk_pool_backward(mk_thread *t, int64_t layer, int64_t image, float *mid);
 
-/* Give the loss of a row, and its slope times `scale` in g if that isn't NULL. */
+/* Give the loss of a row, and its slope times `scale` in g. */
 double mk_cross_entropy_f32(const float *z, int64_t n, int64_t y, float scale, float *g);
 double mk_mse_f32(const float *z, int64_t n, int64_t y, const float *target, float scale, float *g);
 double mk_distillation_f32(const float *z, const float *soft, int64_t n, int64_t y, float temperature, float weight,
@@ -125,10 +126,9 @@ double mk_distillation_f32(const float *z, const float *soft, int64_t n, int64_t
 /* Writes the order of an epoch: 0 ..< num, shuffled. */
 void mk_permutation(uint64_t seed, uint32_t round, uint32_t device, uint32_t use, int64_t num, int64_t *order);
 
-/* Train every device; give every row's output; give the gradient of a batch whose slopes at the outputs are given.
+/* Train every device; or take its rows forward, and give their outputs or, from the slopes at these, the gradient.
    Give 0, or 1 if memory ran out. */
 int mk_fit(const mk_job *job);
-int mk_apply(const mk_job *job);
-int mk_pull(const mk_job *job);
+int mk_pass(const mk_job *job);
 
 #endif

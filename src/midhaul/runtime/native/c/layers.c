@@ -169,21 +169,6 @@ static void plain_forward(mk_thread *t, int64_t layer, int64_t image)
         mk_pool_forward(t, layer, image, mid);
 }
 
-void mk_layer_forward(mk_thread *t, int64_t layer, int64_t num)
-{
-    const mk_layer *l = &t->run->job->layers[layer];
-    if (t->run->places[layer].dense)
-        dense_forward(t, layer, num);
-    else if (l->kind == MK_NORM)
-        mk_norm_forward(t, layer, num);
-    else
-        for (int64_t image = 0; image < num; image++)
-            (l->kind == MK_CONV        ? conv_forward
-             : l->kind == MK_DEPTHWISE ? mk_depthwise_forward
-             : l->kind == MK_GROUP     ? mk_group_forward
-                                       : plain_forward)(t, layer, image);
-}
-
 static void bias_backward(const float *g, int64_t places, int64_t width, int64_t step, float *to)
 {
     for (int64_t c = 0; c < width; c += MK_LANES) {
@@ -288,19 +273,24 @@ static void plain_backward(mk_thread *t, int64_t layer, int64_t image)
                             mk_lanes(l->out_c, c));
 }
 
-void mk_layer_backward(mk_thread *t, int64_t layer, int64_t num)
+typedef void pass(mk_thread *t, int64_t layer, int64_t rows);
+
+void mk_layer_pass(mk_thread *t, int64_t layer, int64_t num, int back)
 {
+    static pass *const dense[2] = {dense_forward, dense_backward}, *const norm[2] = {mk_norm_forward, mk_norm_backward};
+    static pass *const of_image[][2] = {[MK_CONV] = {conv_forward, conv_backward},
+                                        [MK_DEPTHWISE] = {mk_depthwise_forward, conv_backward},
+                                        [MK_PLAIN] = {plain_forward, plain_backward},
+                                        [MK_GROUP] = {mk_group_forward, mk_group_backward}};
     const mk_run *r = t->run;
     const mk_layer *l = &r->job->layers[layer];
-    if (l->kind == MK_CONV && layer != r->lowest)
+    if (back && l->kind == MK_CONV && layer != r->lowest)
         turn(t, layer, t->memory + r->weights + r->offset[l->weight]);
     if (r->places[layer].dense)
-        dense_backward(t, layer, num);
+        dense[back](t, layer, num);
     else if (l->kind == MK_NORM)
-        mk_norm_backward(t, layer, num);
+        norm[back](t, layer, num);
     else
         for (int64_t image = 0; image < num; image++)
-            (l->kind == MK_PLAIN   ? plain_backward
-             : l->kind == MK_GROUP ? mk_group_backward
-                                   : conv_backward)(t, layer, image);
+            of_image[l->kind][back](t, layer, image);
 }

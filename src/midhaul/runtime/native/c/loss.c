@@ -13,20 +13,15 @@ static float largest(const float *z, int64_t n)
 double mk_cross_entropy_f32(const float *z, int64_t n, int64_t y, float scale, float *g)
 {
     float top = largest(z, n), sum = 0.0f;
-    float held[64], *e = g ? g : n <= 64 ? held : NULL;
     for (int64_t i = 0; i < n; i++) {
-        float v = expf(z[i] - top);
-        if (e)
-            e[i] = v;
-        sum += v;
+        g[i] = expf(z[i] - top);
+        sum += g[i];
     }
-    if (g) {
-        float share = y < 0 ? 0.0f : scale / sum;
-        for (int64_t i = 0; i < n; i++)
-            g[i] *= share;
-        if (y >= 0)
-            g[y] -= scale;
-    }
+    float share = y < 0 ? 0.0f : scale / sum;
+    for (int64_t i = 0; i < n; i++)
+        g[i] *= share;
+    if (y >= 0)
+        g[y] -= scale;
     /* As torch has it: 0 times the loss of some class where there is no label. */
     return y < 0 ? 0.0 * (double)(logf(sum) - (z[0] - top)) : (double)(logf(sum) - (z[y] - top));
 }
@@ -37,8 +32,7 @@ double mk_mse_f32(const float *z, int64_t n, int64_t y, const float *target, flo
     for (int64_t i = 0; i < n; i++) {
         float d = (z[i] - (target ? *target : i == y ? 1.0f : 0.0f)) * kept;
         sum += d * d;
-        if (g)
-            g[i] = d * factor;
+        g[i] = d * factor;
     }
     return (double)(sum / (float)n);
 }
@@ -58,8 +52,7 @@ double mk_distillation_f32(const float *z, const float *soft, int64_t n, int64_t
         float teacher = soft[i] / temperature - top_s - log_s, student = z[i] / temperature - top_z - log_z;
         float p = expf(teacher);
         apart += p * (teacher - student);
-        if (g)
-            g[i] += scale * weight * temperature * (expf(student) - p);
+        g[i] += scale * weight * temperature * (expf(student) - p);
     }
     return (1.0 - (double)weight) * hard + (double)(weight * temperature * temperature * apart);
 }

@@ -57,13 +57,12 @@ static void keep(const mk_thread *t, const norm *n, int64_t c, vf mean, vf varia
     store(variances, (1.0f - share) * load(variances) + share * (variance * count / (count - 1.0f)));
 }
 
-static void moments(mk_thread *t, const norm *n, int64_t layer, int64_t num)
+static void moments(mk_thread *t, const norm *n, int64_t num)
 {
     const mk_run *r = t->run;
     const float *from = t->memory + n->p->in;
     int kept = n->l->mean >= 0;
     float count = (float)(num * n->l->in_h * n->l->in_w), share = n->l->momentum;
-    (void)layer;
     if (kept && r->job->training && count > 1.0f && n->l->count >= 0) {
         float *batches = t->memory + r->weights + r->offset[n->l->count];
         *batches += 1.0f;
@@ -92,7 +91,7 @@ void mk_norm_forward(mk_thread *t, int64_t layer, int64_t num)
     norm n = of(t, layer);
     const mk_layer *l = n.l;
     float *mid = t->memory + t->run->scratch;
-    moments(t, &n, layer, num);
+    moments(t, &n, num);
     for (int64_t image = 0; image < num; image++) {
         const mk_place *q = n.p + 1;
         float *to = l->pool ? mid : t->memory + q->in + image * q->image + q->inside;

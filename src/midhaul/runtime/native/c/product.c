@@ -72,10 +72,7 @@ static void one(int rows, const mk_product *p, const float *const *a, const floa
                 float *const *c, int64_t at, int last)
 {
     switch (rows) {
-        CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1)
-#if MK_ROWS > 6
-        CASE(7, 1) CASE(8, 1) CASE(9, 1) CASE(10, 1) CASE(11, 1) CASE(12, 1) CASE(13, 1) CASE(14, 1)
-#endif
+        MK_EACH_ROWS(CASE, 1)
     }
 }
 
@@ -83,10 +80,7 @@ static void two(int rows, const mk_product *p, const float *const *a, const floa
                 float *const *c, int64_t at, int last)
 {
     switch (rows) {
-        CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2)
-#if MK_ROWS > 6
-        CASE(7, 2) CASE(8, 2) CASE(9, 2) CASE(10, 2) CASE(11, 2) CASE(12, 2) CASE(13, 2) CASE(14, 2)
-#endif
+        MK_EACH_ROWS(CASE, 2)
     }
 }
 

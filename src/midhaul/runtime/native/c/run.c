@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 /* Rows of a batch that are taken through the layers together: as many as stay in the cache, and enough for a block of a
-   product. A batch norm needs all of them. */
+   product. A batch norm needs all of them, unless it takes the statistics that it has kept. */
 #define PART 32
 
 static int64_t packed(const mk_parameter *p)
@@ -107,7 +107,7 @@ int mk_prepare(mk_run *r, const mk_job *job)
         for (int n = 0; n < 2; n++)
             if (at[n] >= 0 && job->parameters[at[n]].trained)
                 r->lowest = i;
-        norm |= l->kind == MK_NORM;
+        norm |= l->kind == MK_NORM && (job->training || l->mean < 0);
     }
     for (int64_t i = 0; i < job->num_parameters; i++)
         r->offset[i + 1] = r->offset[i] + packed(&job->parameters[i]);
@@ -240,24 +240,19 @@ void mk_read_rows(mk_thread *t, const int64_t *rows, int64_t num)
     }
 }
 
-void mk_write_outputs(mk_thread *t, float *out, int64_t num)
+void mk_move_outputs(mk_thread *t, int64_t at, int64_t num)
 {
     const mk_job *job = t->run->job;
     const mk_layer *l = &job->layers[job->num_layers - 1];
     const mk_place *p = &t->run->places[job->num_layers];
     int64_t size = l->end_h * l->end_w * l->out_c;
-    for (int64_t m = 0; m < num; m++)
-        image_out(t->memory + p->in + m * p->image, p->row, l->end_h, l->end_w, l->out_c, out + m * size);
-}
-
-void mk_read_slopes(mk_thread *t, const float *slopes, int64_t num)
-{
-    const mk_job *job = t->run->job;
-    const mk_layer *l = &job->layers[job->num_layers - 1];
-    const mk_place *p = &t->run->places[job->num_layers];
-    int64_t size = l->end_h * l->end_w * l->out_c;
-    for (int64_t m = 0; m < num; m++)
-        image_in(t->memory + p->slope + m * p->image, p->row, l->end_h, l->end_w, l->out_c, slopes + m * size);
+    for (int64_t m = 0; m < num; m++) {
+        float *out = t->memory + p->in + m * p->image, *slope = t->memory + p->slope + m * p->image;
+        if (job->slopes)
+            image_in(slope, p->row, l->end_h, l->end_w, l->out_c, job->slopes + (at + m) * size);
+        else
+            image_out(out, p->row, l->end_h, l->end_w, l->out_c, job->out + (at + m) * size);
+    }
 }
 
 typedef struct {

@@ -20,8 +20,7 @@ void mk_end(mk_thread *t, int64_t device, int gradient);
 /* Fills the first layer's input with `num` rows of x. */
 void mk_read_rows(mk_thread *t, const int64_t *rows, int64_t num);
 
-/* Writes the outputs of `num` rows, as torch lays them out; and reads the slopes at them. */
-void mk_write_outputs(mk_thread *t, float *out, int64_t num);
-void mk_read_slopes(mk_thread *t, const float *slopes, int64_t num);
+/* Reads the job's slopes at the outputs of `num` rows from place `at` on; if it has none, writes these outputs. */
+void mk_move_outputs(mk_thread *t, int64_t at, int64_t num);
 
 #endif

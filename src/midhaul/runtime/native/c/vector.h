@@ -22,6 +22,17 @@
 #define MK_ROWS 6
 #endif
 
+/* CASE(1, vectors) to CASE(MK_ROWS, vectors). */
+#if MK_ROWS == 14
+#define MK_EACH_ROWS(CASE, vectors)                                                                                    \
+    CASE(1, vectors) CASE(2, vectors) CASE(3, vectors) CASE(4, vectors) CASE(5, vectors) CASE(6, vectors)              \
+    CASE(7, vectors) CASE(8, vectors) CASE(9, vectors) CASE(10, vectors) CASE(11, vectors) CASE(12, vectors)           \
+    CASE(13, vectors) CASE(14, vectors)
+#else
+#define MK_EACH_ROWS(CASE, vectors)                                                                                    \
+    CASE(1, vectors) CASE(2, vectors) CASE(3, vectors) CASE(4, vectors) CASE(5, vectors) CASE(6, vectors)
+#endif
+
 #define MK_INLINE static inline __attribute__((always_inline))
 #define MK_UNROLL _Pragma("GCC unroll 16")
 
