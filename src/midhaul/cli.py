@@ -123,6 +123,15 @@ def _parser() -> argparse.ArgumentParser:
     writes.add_argument("--temperature", type=float, default=1.0, help="0: the most likely token each time")
     writes.add_argument("--resample", default="server", help="who replaces a rejected draft: server or device")
     writes.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one key of the run")
+    keys = command(
+        "certs", _certs, "Make an authority, a server's certificate and gateways' keys for `serve` and `join`."
+    )
+    keys.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="the folder to write to; one that is there is added to"
+    )
+    keys.add_argument("--hosts", default="", metavar="A,B", help="names and addresses of the server beside loopback")
+    keys.add_argument("--gateways", default="gateway", metavar="A,B", help="a name for each gateway")
+    keys.add_argument("--days", type=int, default=90, help="how long all of it is valid")
     files = command("data", _data, "List the data sets, or check their files.")
     files.add_argument("what", choices=("list", "check"))
     files.add_argument("names", nargs="*", help="data sets to check; all if none is named")
@@ -313,6 +322,18 @@ def _firmware(chosen: argparse.Namespace) -> None:
     print(f"written to {made.path}")
 
 
+def _certs(chosen: argparse.Namespace) -> None:
+    from midhaul.federation import certs
+
+    made = certs.make(chosen.folder, _words(chosen.hosts), _words(chosen.gateways), chosen.days)
+    if chosen.json:
+        print(json.dumps({"folder": str(chosen.folder), "expires": made.expires, "files": [r[0] for r in made.rows]}))
+        return
+    print(_table(made.columns, made.rows) if made.rows else "all of it is there already; nothing was written")
+    print(f"\nwritten to {chosen.folder}; valid until {made.expires}")
+    print("for development: an authority whose key lies on a disk is no vault")
+
+
 def _cascade(chosen: argparse.Namespace) -> None:
     from midhaul import report
     from midhaul.inference import cascade
@@ -471,6 +492,10 @@ def _config(chosen: argparse.Namespace) -> Config:
                 f"--{name} is for --engine cluster, and the engine is {settings.run.engine}; add --engine"
             )
     return settings
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _whole_numbers(text: str, what: str) -> list[int]:

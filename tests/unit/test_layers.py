@@ -21,7 +21,7 @@ LAYERS = (
     {"schemes", "runtime", "variants"},
     {"plant"},
     {"train", "export", "report", "size", "provision", "inference"},
-    {"plan"},
+    {"plan", "federation"},
     {"apps"},
     {"cli"},
 )
