@@ -12,7 +12,7 @@ LAYERS = (
     {"message", "schedule"},
     {"data", "models", "devices", "link", "privacy"},
     {"program"},
-    {"rules", "directions", "selection"},
+    {"rules", "directions", "selection", "choices"},
     {"ops", "budget", "fleet"},
     {"server"},
     {"hints", "sparse"},
