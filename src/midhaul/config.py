@@ -462,9 +462,9 @@ class RunConfig:
     seed: int = option(0, "the seed of everything random", low=0, high=2**63 - 1)
     engine: str = option(
         "stacked",
-        "the engine: devices one by one, all at once, all at once on the workers of a cluster, or some on firmware "
-        "(run.devices) and the rest all at once",
-        choices=("loop", "stacked", "cluster", "firmware"),
+        "the engine: devices one by one, all at once, all at once on the workers of a cluster, some on firmware "
+        "(run.devices) and the rest all at once, or behind gateways on other machines (`midhaul serve`)",
+        choices=("loop", "stacked", "cluster", "firmware", "gateways"),
     )
     devices: str = option(
         "host:",

@@ -10,7 +10,8 @@ from midhaul import rng
 from midhaul.devices.profiles import Board
 from midhaul.link.radio import Radio
 from midhaul.message import Message, Replies
-from midhaul.program import Program
+from midhaul.program import Population, Program
+from midhaul.tree import Tree
 
 Part = tuple[Message, Sequence[int]]  # a message, and the devices that it is for
 
@@ -61,4 +62,20 @@ class Fleet(Protocol):
         Gives the replies to each. For devices with unlike models, whose replies can't be stacked; the step lasts as
         long as its slowest device, whichever part that is in.
         """
+        ...
+
+
+class Held(Fleet, Protocol):
+    """A fleet whose devices' memory can be kept and given back: a run's own engine, wherever they are."""
+
+    def shift(self, population: Population) -> None:
+        """Gives the devices other rows, from now on."""
+        ...
+
+    def dump(self) -> Tree:
+        """Gives all that the devices remember between rounds, for a checkpoint."""
+        ...
+
+    def restore(self, whole: Tree) -> None:
+        """Puts the devices back to where `dump` found them."""
         ...

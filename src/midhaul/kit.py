@@ -31,7 +31,7 @@ _TRIES = 20
 PROPERTIES = ("cohort", "stragglers", "dropout", "weighting", "asynchronous")
 
 # The engines that need no C on the devices.
-SIMULATED = ("loop", "stacked", "cluster")
+SIMULATED = ("loop", "stacked", "cluster", "gateways")
 
 
 class Chooser(Protocol):

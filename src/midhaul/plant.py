@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from midhaul.data import Dataset, Federation, episodes, federate, load
 from midhaul.devices import profiles
 from midhaul.devices.profiles import Board
 from midhaul.errors import ConfigError, SliceError, nearest
-from midhaul.fleet import Group
+from midhaul.fleet import Group, Held
 from midhaul.kit import Kit, Scheme, Work
 from midhaul.link.conditions import Surroundings
 from midhaul.link.radio import Radio
@@ -48,6 +49,8 @@ from midhaul.schemes import SCHEMES
 from midhaul.server import Progress, Server
 
 Engine = Loop | Stacked | Cluster | Firmware | Groups
+Members = Callable[[Federation], tuple[int, ...]]
+Reach = Callable[[Kit, Population], Held]  # gives the fleet of the kit's groups, which is on other machines
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Plant:
     dataset: Dataset
     federation: Federation
     kit: Kit
-    engine: Engine
+    engine: Held | Firmware
     board: Board
     radio: Radio
     need: budget.Budget
@@ -104,10 +107,13 @@ def build(
     large_module: nn.Module | None = None,
     dataset: Dataset | None = None,
     progress: Progress | None = None,
+    reach: Reach | None = None,
+    members: Members | None = None,
 ) -> Plant:
     """Loads the data, builds the models and the engine, and refuses what can't work.
 
-    `scheme`, `module` (the tiny model), `large_module` and `dataset` may be a person's own.
+    `scheme`, `module` (the tiny model), `large_module` and `dataset` may be a person's own. `reach` gives the engine
+    `gateways` its fleet. `members` gives the devices that the engine has, if not all.
     Raises: MidhaulError, in one sentence, before anything is trained.
     """
     chosen = scheme or find_scheme(config.scheme.name)
@@ -120,6 +126,11 @@ def build(
     band.check(config)
     schedule.check(config)
     variants.names(config.fleet.board)
+    if (config.run.engine == "gateways") != (reach is not None):
+        raise ConfigError(
+            "the engine gateways waits for devices on other machines; start it with `midhaul serve`, which needs no "
+            "run.engine, or choose another engine"
+        )
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     data = dataset or load(config.data.name, **config.data.options)
@@ -168,6 +179,10 @@ def build(
     after: Population | None = None
     if config.data.drift_round:
         population, after = drift.drifted(population, config, data.num_classes)
+    if members is not None:
+        own = members(federation)
+        population = dataclasses.replace(population, members=own)
+        after = None if after is None else dataclasses.replace(after, members=own)
     degrees = config.large.rotate_deg
     augment = Rotation(degrees, data.centre, data.spread) if degrees else None
     can_adapt = any(len(rows) for rows in federation.adapt)
@@ -193,7 +208,7 @@ def build(
     tightest = variants.tightest(needs)
     run = config.run
     workers = Workers(run.workers, run.address, max(1, run.threads)) if run.engine == "cluster" else None
-    engine = _engine(kit, chosen, population, workers)
+    engine: Held | Firmware = _engine(kit, chosen, population, workers) if reach is None else reach(kit, population)
     board, radio, need = training[tightest].board, training[tightest].radio, needs[tightest]
     names = (
         _tiny_name(config, chosen, module),

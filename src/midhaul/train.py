@@ -25,7 +25,7 @@ from midhaul.link import energy
 from midhaul.link.radio import Radio
 from midhaul.message import Kind, Replies
 from midhaul.models import count
-from midhaul.plant import Plant, build, settle
+from midhaul.plant import Plant, Reach, build, settle
 from midhaul.runtime.asynchronous import Asynchronous
 from midhaul.runtime.band import Band
 from midhaul.runtime.choosing import Choosing
@@ -68,11 +68,13 @@ def run(
     module: nn.Module | None = None,
     large_module: nn.Module | None = None,
     dataset: Dataset | None = None,
+    reach: Reach | None = None,
 ) -> Result:
     """Runs a scheme from the first round, or from its last checkpoint, to the end.
 
     With `out`, writes config.toml, metrics.jsonl, summary.json, checkpoint/ and model/ there. A resumed run ends with
-    the same bits as one that was never stopped. `tell` is given sentences for a person, `progress` what is done.
+    the same bits as one that was never stopped. `tell` is given sentences for a person, `progress` what is done;
+    `reach` gives the engine `gateways` its fleet.
     Raises: MidhaulError, in one sentence.
     """
     if config.link.keep_frames and out is None:
@@ -84,7 +86,13 @@ def run(
         _open_folder(out, resume)
     try:
         plant = build(
-            config, scheme=scheme, module=module, large_module=large_module, dataset=dataset, progress=progress
+            config,
+            scheme=scheme,
+            module=module,
+            large_module=large_module,
+            dataset=dataset,
+            progress=progress,
+            reach=reach,
         )
         if plant.workers is not None:
             plant.workers.tell = tell
@@ -548,9 +556,9 @@ def _check_same(kept: Config, now: Config) -> None:
 
 
 def _is_same_run(key: str, old: Any, new: Any) -> bool:
-    """Says whether a setting only says where the work is done; stacked and cluster have the same checkpoints."""
+    """Says whether a setting only says where the work is done; these three have the same checkpoints."""
     return key in ("run.threads", "run.workers", "run.address") or (
-        key == "run.engine" and {old, new} == {"stacked", "cluster"}
+        key == "run.engine" and {old, new} <= {"stacked", "cluster", "gateways"}
     )
 
 

@@ -128,8 +128,8 @@ def opened(
 
 
 def _simulated(config: Config) -> Config:
-    """Gives the config with devices that are simulated: a run on boards can be listened to without them."""
-    return config.replace(run_engine="stacked") if config.run.engine == "firmware" else config
+    """Gives the config with devices that are simulated: devices that are elsewhere are listened to without them."""
+    return config.replace(run_engine="stacked") if config.run.engine in ("firmware", "gateways") else config
 
 
 def _key(config: Config) -> rng.Key:

@@ -24,6 +24,7 @@ _PARTITIONS = {
 _ENGINES = {
     "loop": "The devices are simulated on one computer, one after another (engine loop).",
     "stacked": "The devices are simulated on one computer, side by side (engine stacked).",
+    "gateways": "The devices lie behind gateways, on other machines or in other processes (engine gateways).",
 }
 _RADIOS = {
     "ble": "Bluetooth Low Energy (ble)",

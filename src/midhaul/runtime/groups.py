@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from midhaul import rng
 from midhaul.errors import EngineError
-from midhaul.fleet import Group, Part
+from midhaul.fleet import Group, Held, Part
 from midhaul.message import Message, Replies, gather, join
 from midhaul.program import Population, Program
 from midhaul.runtime.cluster import Cluster
@@ -35,6 +35,8 @@ class Groups:
         for program in {id(group.program): group.program for group in groups}.values():
             held = [group for group in groups if group.program is program]
             members = tuple(sorted({d for group in held for d in (*group.devices, *group.tests)}))
+            if population.members is not None:
+                members = tuple(sorted({*members} & {*population.members}))
             self._place |= dict.fromkeys(members, len(self.engines))
             self.engines.append(build(program, replace(population, members=members)))
 
@@ -91,7 +93,7 @@ class Groups:
             engine.restore(held)
 
 
-def kernels_of(engine: Loop | Stacked | Cluster | Groups) -> list[Kernels]:
-    """Gives the compiled kernels of an engine, those of each kind of device in turn."""
+def kernels_of(engine: Held) -> list[Kernels]:
+    """Gives the compiled kernels of an engine, those of each kind of device in turn; none of one on other machines."""
     engines = engine.engines if isinstance(engine, Groups) else [engine]
     return [part.kernels for part in engines if isinstance(part, Stacked | Cluster)]
