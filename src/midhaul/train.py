@@ -284,8 +284,7 @@ class _Run:
             return None
         scalars = found.scalars
         try:
-            for field in dataclasses.fields(Ledger):
-                setattr(self.ledger, field.name, scalars["ledger"][field.name])
+            self.ledger.restore(scalars["ledger"])
             self.wall_s, self.train_s = float(scalars["wall_s"]), float(scalars["train_s"])
             self.scores, self.start = dict(scalars["scores"]), dict(scalars["start"])
             self.target = dict(scalars["target"])

@@ -145,7 +145,7 @@ def test_a_frame_that_is_lost_for_good_changes_nothing_that_is_owed() -> None:
     fleet, first = fleet_of(how)
     fleet.exchange(Message(Op.FIT, first, settings=FIT), key=rng.Key(0, 1, 0, 0), devices=(1,))
     owed = {path: value.copy() for path, value in how.residuals.items()}
-    fleet.loss = 0.999999
+    fleet.carrier.loss = 0.999999
     assert not len(fleet.exchange(Message(Op.FIT, first, settings=FIT), key=rng.Key(0, 2, 0, 0), devices=(1,)))
     assert all((how.residuals[path] == value).all() for path, value in owed.items())
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from midhaul.errors import ConfigError
+
+Log = Callable[[int, bool, bytes], None]  # is given the bytes of a frame, its round, and whether it goes up
 
 
 class FrameLog:

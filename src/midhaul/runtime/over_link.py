@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from midhaul import budget, rng, rules
@@ -19,7 +20,7 @@ from midhaul.errors import EngineError, FrameError
 from midhaul.fleet import Fleet, Group, Part
 from midhaul.link import frame, frames
 from midhaul.link.bits import Floats
-from midhaul.link.conditions import Conditions, Surroundings
+from midhaul.link.conditions import Surroundings
 from midhaul.link.frame import Frame
 from midhaul.link.frames import Frames
 from midhaul.link.radio import Radio
@@ -27,15 +28,16 @@ from midhaul.message import ROW_KINDS, UPDATE, Message, Op, Replies, Reply, Sett
 from midhaul.models import count
 from midhaul.program import Program
 from midhaul.runtime.band import Band, Upload
+from midhaul.runtime.carrier import Carrier, Many, Step
 from midhaul.runtime.coding import Coding
-from midhaul.runtime.ledger import Kinds, Ledger
+from midhaul.runtime.frame_log import Log
+from midhaul.runtime.ledger import Doubles, Kinds, Ledger
 from midhaul.runtime.spending import Spending
 from midhaul.runtime.updates import Sent
 from midhaul.tree import Tree
 
 _METRICS = ("rows", "loss", "correct")
 _ANY_DEVICE = 0xFFFFFFFF
-Log = Callable[[int, bool, bytes], None]
 
 
 @dataclass
@@ -48,17 +50,6 @@ class _Down:
     kinds: Kinds
     got: Tree = field(default_factory=dict)
     devices: list[int] = field(default_factory=list)
-
-
-@dataclass
-class _Step:
-    """One step of a scheme under way: what each device's radio and its computing took. Units: seconds."""
-
-    seconds: dict[int, float] = field(default_factory=dict)
-    busy: dict[int, float] = field(default_factory=dict)
-    uploads: dict[int, int] = field(default_factory=dict)  # bytes that wait for a shared band
-    answered: int = 0
-    refused: int = 0
 
 
 class OverLink:
@@ -86,24 +77,29 @@ class OverLink:
         shared on the way up, where it is. `log` is given the bytes of each frame, as often as it is sent, with its
         round and whether it goes up."""
         self.fleet = fleet
-        self.loss = loss
-        self.retries = retries
         self.ledger = ledger
         alike = Group(fleet.devices, fleet.test_devices, program, board, radio)
         self._group = {d: group for group in (alike, *groups) for d in (*group.devices, *group.tests)}
+        self._is_one_model = len({id(group.program) for group in (alike, *groups)}) == 1
         self._layers = {
             id(part): count.layers(part, group.program.input_shape)
             for group in {id(group): group for group in self._group.values()}.values()
             for part in (group.program.module, group.program.front)
         }
         self.coding = coding or Coding()
-        self.around = around
         self.spending = spending or Spending(ledger)
-        self._still = {device: Conditions(group.radio) for device, group in self._group.items()}
-        self._now: dict[int, Conditions] = {}  # of the devices in the step under way, where anything varies
         self.updates = self.coding.updates
         self.band = band
-        self.log = log
+        self.carrier = Carrier(
+            self._group,
+            loss=loss,
+            retries=retries,
+            ledger=ledger,
+            spending=self.spending,
+            around=around,
+            band=band,
+            log=log,
+        )
         self.pace: Callable[[int], float] = lambda device: 1.0  # what a device's seconds are multiplied by
         self.elapsed: Mapping[int, float] = {}  # of each device in the round so far
         self.deadline_s = math.inf  # of the round
@@ -127,17 +123,16 @@ class OverLink:
 
     def exchange_parts(self, parts: Sequence[Part], *, key: rng.Key) -> list[Replies]:
         """Does so with several messages in one step, which lasts as long as its slowest device."""
-        step = _Step()
-        self.spending.round = key.round
-        if self.around is not None:
-            asked = [device for _, devices in parts for device in devices]
-            self._now = self.around.at(key.round, self.ledger.simulated_seconds, asked)
-        given = [join([self._deliver(*own, key, step) for own in self._split(*part)] or [gather({})]) for part in parts]
+        step = Step(key)
+        self.carrier.begin(key.round, [device for _, devices in parts for device in devices])
+        given = [join([self._deliver(*own, step) for own in self._split(*part)] or [gather({})]) for part in parts]
+        step.busy = {**dict.fromkeys(step.seconds, 0.0), **step.busy}
         for device in step.seconds:
-            step.seconds[device] *= self.pace(device)
-            step.busy[device] = step.busy.get(device, 0.0) * self.pace(device)
+            if (share := self.pace(device)) != 1.0:
+                step.seconds[device] *= share
+                step.busy[device] *= share
         if self.band is not None and step.uploads:
-            given = self._share(self.band, given, step, key)
+            given = self._share(self.band, given, step)
         self.ledger.air_seconds += max(step.seconds.values(), default=0.0)
         self.ledger.compute_seconds += max(step.busy.values(), default=0.0)
         self.seconds = {device: (air, step.busy[device]) for device, air in step.seconds.items()}
@@ -148,15 +143,15 @@ class OverLink:
             )
         return given
 
-    def _share(self, band: Band, given: list[Replies], step: _Step, key: rng.Key) -> list[Replies]:
+    def _share(self, band: Band, given: list[Replies], step: Step) -> list[Replies]:
         """Lets the devices of a step send in the band that they share; gives the replies of those that could."""
         uploads = {
             device: Upload(num_bytes, self.elapsed.get(device, 0.0) + step.seconds[device] + step.busy[device])
             for device, num_bytes in step.uploads.items()
         }
-        now = {device: self._conditions(device) for device in uploads}
+        now = {device: self.carrier.conditions(device) for device in uploads}
         sent = band.share(
-            uploads, now, round=key.round, now_s=self.ledger.simulated_seconds, deadline_s=self.deadline_s
+            uploads, now, round=step.key.round, now_s=self.ledger.simulated_seconds, deadline_s=self.deadline_s
         )
         for device, own in sent.items():
             self.spending.wait(device, own.wait_s)
@@ -175,86 +170,100 @@ class OverLink:
     def _split(self, message: Message, devices: Sequence[int]) -> list[tuple[Message, list[int]]]:
         """Gives the message for the devices with one model, for those with another, and so on."""
         asked, kinds = list(devices), dict[int, list[int]]()
+        if self._is_one_model:
+            return [(message, asked)] if asked else []
         for place, device in enumerate(asked):
             kinds.setdefault(id(self._group[device].program), []).append(place)
         if len(kinds) == 1:
             return [(message, asked)]
         return [(message.of_places(places), [asked[place] for place in places]) for places in kinds.values()]
 
-    def _deliver(self, message: Message, asked: list[int], key: rng.Key, step: _Step) -> Replies:
+    def _deliver(self, message: Message, asked: list[int], step: Step) -> Replies:
         """Does the exchange with devices that have one model."""
+        key = step.key
         self._turn = (key.round, self._turn[1] + 1 if self._turn[0] == key.round else 0)
+        step.turn = self._turn[1]
         self.updates.begun(key.round)
         step.seconds = {**dict.fromkeys(asked, 0.0), **step.seconds}
         program = self._group[asked[0]].program
-        there = [place for place, device in enumerate(asked) if self._is_there(device)]
-        if len(there) < len(asked):
-            self.ledger.absent += len(asked) - len(there)
+        num_asked = len(asked)
+        if not self.carrier.all_are_there():
+            there = [place for place, device in enumerate(asked) if self.carrier.is_there(device)]
             if not there:
+                self.ledger.absent += num_asked
                 return gather({})
             message, asked = message.of_places(there), [asked[place] for place in there]
-        reached, delivered = self._down(message, asked, program, key, step)
+        reached, delivered = self._down(message, asked, program, step)
         for device in reached if message.op == Op.FORWARD else ():
             self.coding.begun(message, device, key)
         replies = self.fleet.exchange(delivered, key=key, devices=reached) if reached else gather({})
         busy = self._compute(message, program, replies)
-        answers = self._up(message.op, replies, program, key, step, busy)
+        answers = self._up(message.op, replies, program, step, busy)
         for device, busy_s in busy.items():
             step.busy[device] = step.busy.get(device, 0.0) + busy_s
-        self.ledger.absent += len(asked) - len(answers)
+        self.ledger.absent += num_asked - len(answers)
         if message.op in (Op.FIT, Op.BACKWARD):
             self.ledger.updates += len(answers)
         if message.op == Op.LOAD:
             self.coding.loaded(answers)
         return answers
 
-    def _down(
-        self, message: Message, asked: list[int], program: Program, key: rng.Key, step: _Step
-    ) -> tuple[list[int], Message]:
+    def _down(self, message: Message, asked: list[int], program: Program, step: Step) -> tuple[list[int], Message]:
         """Sends the message; gives the devices that it reached and the message as these unpacked it."""
         alike = not message.each and not message.each_settings
-        told = self.updates.asked(message, self._turn[1])
+        told = self.updates.asked(message, step.turn)
         packed: dict[int, _Down] = {}
         places: list[int] = []
         reached: list[_Down] = []
-        for place, device in enumerate(asked):
-            number = self.updates.like(device) if alike else place
-            if number not in packed:
-                packed[number] = self._packed(message.for_device(place), told, device, key, alike=alike)
-            down = packed[number]
-            tries, arrived = self._tries(key, device, len(down.data), up=False)
-            self._charge(down.data, down.kinds, device, tries, key, step, up=False)
-            if not arrived or self.spending.is_empty(device):
-                continue
-            if not down.devices:
-                whole = frame.unpack(down.data, program.initial).tree
-                whole = self.coding.arrived(down.wanted, whole, device, up=False)
-                down.got = self.updates.came_down(down.sent, down.wanted, whole)
-            down.devices.append(device)
-            reached.append(down)
-            places.append(place)
+        many = Many.of(asked)
+        if alike and many is not None and not self.updates.tells_apart:
+            down = packed[0] = self._packed(message.for_device(0), told, asked[0], step, alike=True)
+            came = self.carrier.carry_alike(many, [down.data] * len(asked), down.kinds, step, up=False)
+            down.devices = list(many.where(came).devices)
+            places = np.flatnonzero(came).tolist()
+            reached = [down] * len(places)
+            if places:
+                self._read(down, down.devices[0], program)
+        else:
+            for place, device in enumerate(asked):
+                number = self.updates.like(device) if alike else place
+                if number not in packed:
+                    packed[number] = self._packed(message.for_device(place), told, device, step, alike=alike)
+                down = packed[number]
+                if not self.carrier.carry(device, down.data, down.kinds, step, up=False):
+                    continue
+                if not down.devices:
+                    self._read(down, device, program)
+                down.devices.append(device)
+                reached.append(down)
+                places.append(place)
         for down in packed.values():
             self.updates.keep(down.devices, down.sent, down.wanted, down.got)
         if not places:
             return [], message
         return [asked[place] for place in places], _delivered(message.of_places(places), reached, told)
 
-    def _packed(self, own: Message, told: Settings, device: int, key: rng.Key, *, alike: bool) -> _Down:
+    def _read(self, down: _Down, device: int, program: Program) -> None:
+        """Reads a frame as the first device does that it reached."""
+        whole = frame.unpack(down.data, program.initial).tree
+        whole = self.coding.arrived(down.wanted, whole, device, up=False)
+        down.got = self.updates.came_down(down.sent, down.wanted, whole)
+
+    def _packed(self, own: Message, told: Settings, device: int, step: Step, *, alike: bool) -> _Down:
         """Gives what is sent to a device, or to all that get the same."""
-        named = _ANY_DEVICE if alike else device
+        key, named = step.key, _ANY_DEVICE if alike else device
         wanted = self.coding.wanted(own.tree, named, up=False)
-        sent = self.updates.send_down(wanted, device, key, self._turn[1])
-        coded = {**sent.coded, **self.coding.code(sent.tree, named, key, self._turn[1], up=False)}
+        sent = self.updates.send_down(wanted, device, key, step.turn)
+        coded = {**sent.coded, **self.coding.code(sent.tree, named, key, step.turn, up=False)}
         made = Frame(own.op, False, key.round, named, {**own.settings, **told}, sent.tree, coded=coded)
         return _Down(wanted, sent, frame.pack(made), frame.bytes_by_kind(made))
 
-    def _up(
-        self, op: Op, replies: Replies, program: Program, key: rng.Key, step: _Step, busy: dict[int, float]
-    ) -> Replies:
+    def _up(self, op: Op, replies: Replies, program: Program, step: Step, busy: dict[int, float]) -> Replies:
         """Codes and sends the replies; gives those that came through whole."""
-        made_alike = None if self._is_coded(replies, program) else frames.pack(op, key.round, replies)
-        if made_alike is not None and made_alike.num_bytes <= frame.MAX_BYTES:
-            return self._up_alike(made_alike, replies, key, step)
+        key, many = step.key, None if self._is_coded(replies, program) else Many.of(replies.devices)
+        made_alike = None if many is None else frames.pack(op, key.round, replies)
+        if many is not None and made_alike is not None and made_alike.num_bytes <= frame.MAX_BYTES:
+            return self._up_alike(made_alike, replies, many, step)
         answers: dict[int, Reply] = {}
         voted: dict[int, tuple[tuple[str, ...], Floats]] = {}
         for device, reply in replies:
@@ -263,8 +272,8 @@ class OverLink:
             step.answered += 1
             try:
                 wanted = self.coding.wanted(reply.tree, device, up=True)
-                made = self.updates.send_up(wanted, device, key, self._turn[1], reply.coded)
-                coded = {**made.coded, **self.coding.code(made.tree, device, key, self._turn[1], up=True)}
+                made = self.updates.send_up(wanted, device, key, step.turn, reply.coded)
+                coded = {**made.coded, **self.coding.code(made.tree, device, key, step.turn, up=True)}
             except FrameError:
                 self.ledger.refused += 1
                 step.refused += 1
@@ -272,9 +281,7 @@ class OverLink:
             busy[device] += self._busy(device, sum(code.macs for code in coded.values()))
             sent = Frame(op, True, key.round, device, {}, made.tree, reply.weight, reply.metrics, coded)
             data, kinds = frame.pack(sent), frame.bytes_by_kind(sent)
-            tries, arrived = self._tries(key, device, len(data), up=True)
-            self._charge(data, kinds, device, tries, key, step, up=True)
-            if not arrived or self.spending.is_empty(device):
+            if not self.carrier.carry(device, data, kinds, step, up=True):
                 continue
             try:
                 got = frame.unpack(data, program.initial, _METRICS)
@@ -294,59 +301,22 @@ class OverLink:
         is_plain = replies.tree.keys() <= program.initial.keys() and replies.metrics.keys() <= set(_METRICS)
         return self.updates.is_on or bool(replies.coded) or not is_plain
 
-    def _up_alike(self, made: Frames, replies: Replies, key: rng.Key, step: _Step) -> Replies:
+    def _up_alike(self, made: Frames, replies: Replies, many: Many, step: Step) -> Replies:
         """Sends replies whose frames are of one layout; gives those that came through whole."""
-        kept, sound = list[int](), made.sound.tolist()
-        for place, device in enumerate(replies.devices):
-            if self.spending.is_empty(device):
-                continue
-            step.answered += 1
-            tries, arrived = self._tries(key, device, made.num_bytes, up=True)
-            self._charge(made.data[place].data, made.kinds, device, tries, key, step, up=True)
-            if not arrived or self.spending.is_empty(device):
-                continue
-            if sound[place]:
-                kept.append(place)
-            else:
-                self.ledger.refused += 1
-                step.refused += 1
+        kept = np.ones(len(replies), np.bool_)
+        if self.ledger.gone:
+            kept = np.asarray([not self.spending.is_empty(device) for device in replies.devices])
+        step.answered += int(kept.sum())
+        sending = many.where(kept)
+        if len(sending.devices):
+            data = made.data if kept.all() else made.data[kept]
+            kept[kept] = self.carrier.carry_alike(sending, [row.data for row in data], made.kinds, step, up=True)
+        refused = int((kept & ~made.sound).sum())
+        self.ledger.refused += refused
+        step.refused += refused
+        kept &= made.sound
         whole = Replies(replies.devices, made.tree, torch.zeros_like(replies.rows), replies.weight, replies.metrics)
-        return whole if len(kept) == len(replies) else whole.of_places(kept)
-
-    def _charge(
-        self, data: bytes | memoryview, kinds: Kinds, device: int, tries: int, key: rng.Key, step: _Step, *, up: bool
-    ) -> None:
-        """Charges a frame as often as it was sent."""
-        total, radio = self.ledger.kinds_up if up else self.ledger.kinds_down, self._conditions(device)
-        for kind, num in kinds.items():
-            total[str(kind)] = total.get(str(kind), 0) + tries * num
-        if up and self.band is not None:
-            step.uploads[device] = step.uploads.get(device, 0) + tries * len(data)
-        else:
-            step.seconds[device] += self.spending.carry(device, radio, len(data), tries, up=up)
-        if self.log is not None:
-            self.log(key.round, up, bytes(data) * tries)
-
-    def _is_there(self, device: int) -> bool:
-        """Tells whether a device can be asked: it is in coverage, and its battery isn't empty."""
-        is_served = self._conditions(device).served
-        self.ledger.uncovered += not is_served
-        return is_served and not self.spending.is_empty(device)
-
-    def _conditions(self, device: int) -> Conditions:
-        """Gives a device's radio as it is now: in its cell or by its trace, else by its own figures."""
-        return self._now.get(device) or self._still[device]
-
-    def _tries(self, key: rng.Key, device: int, num_bytes: int, *, up: bool) -> tuple[int, bool]:
-        """Gives how often a frame is sent, and whether it arrived at last."""
-        loss = self.loss if self.loss >= 0.0 else self._conditions(device).loss(num_bytes, up=up)
-        if loss <= 0.0:
-            return 1, True
-        stream = rng.key(key.seed, key.round, device, rng.Use.LOSS).at(2 * self._turn[1] + up)
-        for number, draw in enumerate(rng.uniform(stream, self.retries + 1)):
-            if draw >= loss:
-                return number + 1, True
-        return self.retries + 1, False
+        return whole if kept.all() else whole.of_places(np.flatnonzero(kept).tolist())
 
     def _compute(self, message: Message, program: Program, replies: Replies) -> dict[int, float]:
         """Charges the boards' energy to the devices; gives how long each was at work. Units: seconds."""
@@ -358,11 +328,25 @@ class OverLink:
             trained = tuple(name.removeprefix("tail.") for name in program.names("tail"))
         passes = rules.cost(message.settings).passes if message.op == Op.FIT else 1.0
         macs = passes * budget.macs_per_example(layers, message.op, trained, is_tail=is_tail)
-        rows = replies.metrics.get("rows", torch.zeros(len(replies))).tolist()
+        rows = replies.metrics["rows"].numpy() if "rows" in replies.metrics else np.zeros(len(replies))
         if "nopeek" in message.settings and not is_tail:  # the distances of all pairs of rows, and their gradients
             width = math.prod(program.input_shape) + math.prod(message.each["g"].shape[2:])
-            return {d: self._busy(d, n * (macs + 2 * n * width)) for d, n in zip(replies.devices, rows, strict=True)}
-        return {device: self._busy(device, num * macs) for device, num in zip(replies.devices, rows, strict=True)}
+            return self._busy_alike(replies.devices, rows * (macs + 2 * rows * width))
+        return self._busy_alike(replies.devices, rows * macs)
+
+    def _busy_alike(self, devices: tuple[int, ...], macs: Doubles) -> dict[int, float]:
+        """Does what `_busy` does for the devices of a cohort. Shapes: [D]."""
+        many, boards = Many.of(devices), [self._group[device].board for device in devices]
+        if many is None or not boards:
+            return {device: self._busy(device, num) for device, num in zip(devices, macs.tolist(), strict=True)}
+        one = all(board is boards[0] for board in boards)
+        cycles, clock_hz, active_w = (
+            getattr(boards[0], name) if one else np.asarray([getattr(board, name) for board in boards], np.float64)
+            for name in ("cycles_per_mac_f32", "clock_hz", "active_w")
+        )
+        busy_s = macs * cycles / clock_hz
+        self.spending.charge_all(many.at, "compute", busy_s * active_w, busy_s)
+        return dict(zip(devices, busy_s.tolist(), strict=True))
 
     def _busy(self, device: int, macs: float) -> float:
         """Charges a device for multiplications; gives how long they take it. Units: seconds."""

@@ -89,6 +89,7 @@ class Participation:
         self.seconds: dict[int, tuple[float, float]] = {}
         self.asking: frozenset[int] = frozenset()  # to be in every cohort
         self._round = -1
+        self._speeds: dict[tuple[int, int], float] = {}
         self._late: frozenset[int] = frozenset()
         self._elapsed: dict[int, float] = {}  # of each device in this round
 
@@ -124,14 +125,15 @@ class Participation:
             asked = [device for _, near in there.values() for device in near]
             began_s = self.ledger.simulated_seconds
             self.spending.rest_until(asked, began_s)
-            before = {device: self.ledger.joules.get(str(device), 0.0) for device in asked}
+            choosing = self.choosing if key.round else None
+            before = {} if choosing is None else {d: self.ledger.joules.get(str(d), 0.0) for d in asked}
             self.fleet.pace = lambda device: self.speed(device, key.seed)
             self.fleet.elapsed, self.fleet.deadline_s = self._elapsed, self._deadline(key)
             replies = self.fleet.exchange_parts(list(there.values()), key=key)
             self._tick(key)
-            for device, spent in self.seconds.items():
+            for device, spent in self.seconds.items() if self.spending.states else ():
                 self.spending.rest_from(device, began_s + sum(spent))
-            if self.choosing is not None and key.round:
+            if choosing is not None:
                 self._tell(there.values(), replies, before)
             for number, answer in zip(there, replies, strict=True):
                 given[number] = self._counted(parts[number][0].op, self._in_time(answer, key))
@@ -156,7 +158,12 @@ class Participation:
     def speed(self, device: int, seed: int) -> float:
         """Gives how many times its seconds a device takes, the same for the whole run."""
         spread = self.kit.config.fleet.speed_spread
-        return math.exp(spread * float(rng.normal(rng.key(seed, 0, device, rng.Use.SPEED), 1)[0])) if spread else 1.0
+        if not spread:
+            return 1.0
+        if (device, seed) not in self._speeds:
+            drawn = float(rng.normal(rng.key(seed, 0, device, rng.Use.SPEED), 1)[0])
+            self._speeds[device, seed] = math.exp(spread * drawn)
+        return self._speeds[device, seed]
 
     def _waits_for_all(self, key: rng.Key) -> bool:
         """Tells whether nobody can be absent, late or out of time in this round."""

@@ -17,7 +17,7 @@ from midhaul.fleet import Group
 from midhaul.link import energy
 from midhaul.link.conditions import Conditions
 from midhaul.link.energy import PowerModel
-from midhaul.runtime.ledger import Ledger
+from midhaul.runtime.ledger import Doubles, Ints, Ledger
 from midhaul.units import dbm_to_w
 
 
@@ -64,24 +64,34 @@ class Spending:
 
     def charge(self, device: int, what: str, energy_j: float, seconds: float) -> None:
         """Charges a device, for no more than its battery has left."""
-        ledger, name = self.ledger, str(device)
-        spent = ledger.joules.get(name, 0.0)
+        ledger = self.ledger
         if device in self.battery_j:
-            left = max(self.battery_j[device] - spent, 0.0)
+            left = max(self.battery_j[device] - ledger.joules.get(str(device), 0.0), 0.0)
             if energy_j >= left:
                 energy_j = left
-                ledger.gone.setdefault(name, self.round)
-        ledger.joules[name] = spent + energy_j
-        joules, busy = ledger.joules_of[what], ledger.seconds_of[what]
-        joules[name] = joules.get(name, 0.0) + energy_j
-        busy[name] = busy.get(name, 0.0) + seconds
+                ledger.gone.setdefault(str(device), self.round)
+        ledger.joules.add_one(device, energy_j)
+        ledger.joules_of[what].add_one(device, energy_j)
+        ledger.seconds_of[what].add_one(device, seconds)
+
+    def charge_all(self, devices: Ints, what: str, energy_j: Doubles, seconds: Doubles) -> None:
+        """Does so with many devices, none of which is named twice. Shapes: [D] each."""
+        if self.battery_j:
+            for device, own_j, own_s in zip(devices.tolist(), energy_j.tolist(), seconds.tolist(), strict=True):
+                self.charge(device, what, own_j, own_s)
+            return
+        self.ledger.joules.add(devices, energy_j)
+        self.ledger.joules_of[what].add(devices, energy_j)
+        self.ledger.seconds_of[what].add(devices, seconds)
 
     def is_empty(self, device: int) -> bool:
         """Tells whether a device's battery is."""
-        return str(device) in self.ledger.gone
+        return bool(self.ledger.gone) and str(device) in self.ledger.gone
 
-    def carry(self, device: int, conditions: Conditions, num_bytes: int, tries: int, *, up: bool) -> float:
-        """Charges a device for sending or being sent a frame so often; gives the seconds that it took."""
+    def price(
+        self, device: int, conditions: Conditions, num_bytes: int, tries: int, *, up: bool
+    ) -> tuple[float, float]:
+        """Gives the seconds and joules that a device takes to send or be sent a frame so often."""
         seconds = tries * conditions.seconds(num_bytes, up=up)
         energy_j = tries * conditions.joules(num_bytes, up=up)
         if self.states and num_bytes:
@@ -91,8 +101,7 @@ class Spending:
             power_w = model.power_of(conditions.radio.tx_w) if uncontrolled else dbm_to_w(conditions.up_dbm or 0.0)
             active_j = float(model.transmit_j(on_air_s, power_w) if up else model.receive_j(on_air_s))
             energy_j = active_j + model.idle_w * (seconds - on_air_s)
-        self.charge(device, "transmit" if up else "receive", energy_j, seconds)
-        return seconds
+        return seconds, energy_j
 
     def wait(self, device: int, seconds: float) -> None:
         """Charges a device for waiting its turn on the air, where its states are."""

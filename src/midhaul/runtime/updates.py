@@ -78,6 +78,11 @@ class Updates:
         """Tells whether the majority of the devices decides."""
         return self.up is not None and self.up.value == "vote"
 
+    @property
+    def tells_apart(self) -> bool:
+        """Tells whether a message that is the same for all may be another frame to each device."""
+        return self.down is not None
+
     def begun(self, round: int) -> None:
         """Forgets what no frame of a new round can build on."""
         if self._round != round and not (self.down and self.down.delta):
