@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.simulation.__main__ import OUT
 from benchmarks.simulation.works import WORKS, build, write
-from midhaul import halves, rng, server, tree
+from midhaul import halves, rng, tree
 from midhaul.kit import Kit
 from midhaul.link import frame, frames
 from midhaul.runtime.ledger import Ledger
@@ -41,7 +41,7 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (Participation, "exchange_parts", "who takes part, the clock"),
     (Kit, "cohort", "drawing the cohort"),
     (tree, "weighted_mean", "the mean"),
-    (halves, "step_half", "the server's half: forward, backward, step"),
+    (halves, "step_each", "the server's half: forward, backward, step"),
 )
 REST = "the scheme itself"
 
@@ -132,7 +132,6 @@ def main(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     clock = Clock()
-    assert server.step_half is halves.step_half
     for owner, name, label in PARTS:
         clock.around(owner, name, label)
     for name in chosen.workloads.split(","):

@@ -498,8 +498,8 @@ class RunConfig:
     threads: int = option(0, "torch threads; 0: as torch has it, and one for a worker of the cluster", low=0, high=1024)
     kernels: str = option(
         "auto",
-        "what computes in the stacked engine: compiled kernels where they know the model, else torch; torch alone; or "
-        "the kernels alone, and an error where they can't",
+        "what computes in the stacked engine, and a server's half behind a cut: compiled kernels where they know the "
+        "model, else torch; torch alone; or on the devices the kernels alone, and an error where they can't",
         choices=("auto", "torch", "native"),
     )
 

@@ -61,18 +61,37 @@ def server_steps(up: Replies, halves: Halves, kit: Kit, key: rng.Key, *, copies:
     """Steps the server's half on each device's batch; gives g [D, B, H] at the cut and the summed loss."""
     if kit.cfg.server_step == "cohort":
         return _one_step(up, halves, kit)
-    g, loss = torch.zeros_like(up.tree["h"]), 0.0
-    for place in rng.permutation(key, len(up)).tolist():
-        device, num = up.devices[place], int(up.rows[place])
-        sent = up.reply(place).tree
-        large, memory, slope, mean, _ = step_half(
-            kit.server_model(), *halves[device], kit.half_optimizer(), sent["h"], sent["y"]
-        )
-        for other in (device,) if copies else tuple(halves):
-            halves[other] = (large, memory)
-        g[place, :num] = slope
-        loss += float(mean) * num
+    order, rows, h, y = rng.permutation(key, len(up)).tolist(), up.rows.tolist(), up.tree["h"], up.tree["y"]
+    if not copies:
+        half, g, means = step_each(next(iter(halves.values())), h, y, rows, order, kit)
+        halves.update(dict.fromkeys(halves, half))
+        return g, float((means * up.rows).sum())
+    g, loss = torch.zeros_like(h), 0.0
+    for place in order:
+        device, own = up.devices[place], slice(place, place + 1)
+        halves[device], g[own], mean = step_each(halves[device], h[own], y[own], [rows[place]], [0], kit)
+        loss += float(mean) * rows[place]
     return g, loss
+
+
+def step_each(
+    half: Half, h: torch.Tensor, y: torch.Tensor, rows: list[int], order: list[int], kit: Kit
+) -> tuple[Half, torch.Tensor, torch.Tensor]:
+    """Steps a half on batches one after another: those of the places in `order`, and of each its first rows.
+
+    Shapes: h [D, B, H], y [D, B], rows [D]. Gives the half, each batch's gradient g [D, B, H] at the cut, and the mean
+    losses [D] float64.
+    """
+    optimizer = kit.half_optimizer()
+    if kit.half is not None and kit.half.knows(h, optimizer):
+        large, memory, g, loss = kit.half.steps(*half, optimizer, h, y, rows, order)
+        return (large, memory), g, loss
+    g, loss = torch.zeros_like(h), torch.zeros(len(h), dtype=torch.float64)
+    for place in order:
+        num, (large, memory) = rows[place], half
+        step = step_half(kit.server_model(), large, memory, optimizer, h[place, :num], y[place, :num])
+        half, g[place, :num], loss[place] = step[:2], step[2], step[3]
+    return half, g, loss
 
 
 def _one_step(up: Replies, halves: Halves, kit: Kit) -> tuple[torch.Tensor, float]:
@@ -83,14 +102,14 @@ def _one_step(up: Replies, halves: Halves, kit: Kit) -> tuple[torch.Tensor, floa
     Source: parallel split learning as in Jeon and Kim, "Privacy-sensitive parallel split learning", ICOIN 2020 (from
     memory).
     """
-    valid = up.mask().bool()
-    first = next(iter(halves.values()))
-    step = step_half(kit.server_model(), *first, kit.half_optimizer(), up.tree["h"][valid], up.tree["y"][valid])
-    large, memory, slope, mean, _ = step
-    halves.update(dict.fromkeys(halves, (large, memory)))
+    valid, num = up.mask().bool(), int(up.rows.sum())
+    h, y = up.tree["h"][valid], up.tree["y"][valid]
+    half, slope, mean = step_each(next(iter(halves.values())), h[None], y[None], [num], [0], kit)
+    halves.update(dict.fromkeys(halves, half))
     g = torch.zeros_like(up.tree["h"])
-    g[valid] = slope * (len(slope) / up.rows).repeat_interleave(up.rows).reshape(-1, *[1] * (slope.dim() - 1)).float()
-    return g, float(mean) * len(slope)
+    share = (num / up.rows).repeat_interleave(up.rows).reshape(-1, *[1] * (slope.dim() - 2)).float()
+    g[valid] = slope[0] * share
+    return g, float(mean) * num
 
 
 def mean_half(halves: Mapping[int, Half], weight: torch.Tensor) -> Half:
@@ -119,8 +138,10 @@ class Behind:
         z, close, optimizer = h, None, self.kit.half_optimizer()
         if between is not None:
             z, close = open_half(between, tree.select(self.copy, parameter_names(between)), h)
-        rear = self.kit.server_model()
-        self.large, self.memory, g, mean, _ = step_half(rear, self.large, self.memory, optimizer, z, y)
+        (self.large, self.memory), g, mean = step_each(
+            (self.large, self.memory), z[None], y[None], [len(y)], [0], self.kit
+        )
+        g = g[0]
         if close is not None:
             trained, memory, g = close(g, self.copy_memory, optimizer)
             self.copy, self.copy_memory = {**self.copy, **trained}, {**self.copy_memory, **memory}

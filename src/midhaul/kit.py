@@ -21,7 +21,7 @@ from midhaul.fleet import Fleet, Group
 from midhaul.message import Kind, Message, Op, Replies, Setting, Settings, join
 from midhaul.models import losses
 from midhaul.program import Examples, Program
-from midhaul.server import Augment, Optimizer, Progress, Server, parameter_names, predict, train
+from midhaul.server import Augment, HalfSteps, Optimizer, Progress, Server, parameter_names, predict, train
 from midhaul.tree import Tree
 
 _TRIES = 20
@@ -58,6 +58,7 @@ class Kit:
     most_rows: int = 1  # that a training device holds
     groups: tuple[Group, ...] = ()  # the devices by what lies on them; `program` is the largest of theirs
     lr_share: float = 1.0  # of the run's learning rates, which `cfg` has multiplied by it already
+    half: HalfSteps | None = None  # what steps the server's half where it can; else autograd does
 
     @property
     def cfg(self) -> SchemeConfig:

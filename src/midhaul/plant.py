@@ -42,6 +42,7 @@ from midhaul.runtime.coding import Coding, plan_coding
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.groups import Groups
 from midhaul.runtime.loop import Loop
+from midhaul.runtime.native.half import Half
 from midhaul.runtime.places import places
 from midhaul.runtime.stacked import Stacked
 from midhaul.runtime.workers import Workers
@@ -202,7 +203,8 @@ def build(
     if chosen.check is not None:
         chosen.check(kit)
     groups = variants.groups(kit, chosen, models, dealt, deepest, held, population, start)
-    kit = dataclasses.replace(kit, groups=groups, most_rows=variants.most_rows(federation.train))
+    half = Half(rear, config.run.kernels) if rear is not None and config.run.engine != "loop" else None
+    kit = dataclasses.replace(kit, groups=groups, most_rows=variants.most_rows(federation.train), half=half)
     training = [group for group in groups if group.devices]
     needs = tuple(variants.need_of(g, kit, chosen, _module(g, chosen, prepared), federation) for g in training)
     tightest = variants.tightest(needs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -96,6 +97,21 @@ class Optimizer:
         kept |= {f"v.{name}": value for name, value in zip(names, second, strict=True)}
         kept["count"] = torch.tensor(count, dtype=torch.int64)
         return dict(zip(names, weights, strict=True)), kept
+
+
+class HalfSteps(Protocol):
+    """What may do the steps of a server's half in place of autograd, where it knows the half."""
+
+    def knows(self, h: Tensor, optimizer: Optimizer) -> bool:
+        """Tells whether it can step on activations like h [D, B, H]."""
+
+    def steps(
+        self, whole: Tree, memory: Tree, optimizer: Optimizer, h: Tensor, y: Tensor, rows: list[int], order: list[int]
+    ) -> tuple[Tree, Tree, Tensor, Tensor]:
+        """Steps on batches one after another, as `step_half` does: those of the places in `order`, and of these rows.
+
+        Shapes: h [D, B, H], y [D, B]. Gives the tree and the optimiser's state, g [D, B, H], and the mean losses [D].
+        """
 
 
 def call(module: nn.Module, whole: Tree, x: Tensor, *, training: bool) -> tuple[Tensor, Tree]:

@@ -35,6 +35,7 @@ from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.frame_log import FrameLog
 from midhaul.runtime.groups import kernels_of
 from midhaul.runtime.ledger import WHATS, Ledger
+from midhaul.runtime.native.half import Half
 from midhaul.runtime.over_link import OverLink
 from midhaul.runtime.participation import Participation
 from midhaul.runtime.spending import Spending, batteries
@@ -220,7 +221,9 @@ class _Run:
         """Says what computed each op in simulation: the compiled kernels, or torch and why."""
         engine = self.plant.engine.simulated if isinstance(self.plant.engine, Firmware) else self.plant.engine
         found: dict[str, str] = {}
-        for told in (self.kernels, *(kernels.told() for kernels in kernels_of(engine))):
+        half = self.plant.kit.half
+        behind = [half.told()] if isinstance(half, Half) else []
+        for told in (self.kernels, *(kernels.told() for kernels in kernels_of(engine)), *behind):
             # Of devices with unlike models, and of a run before it was resumed, what torch had to do is what is told.
             found |= {op: by for op, by in told.items() if found.get(op, "native") == "native"}
         return dict(sorted(found.items()))

@@ -18,9 +18,10 @@ from midhaul import rng, tree
 from midhaul import server as site
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
+from midhaul.halves import step_each
 from midhaul.kit import SIMULATED, Kit, Scheme, Work, evaluate_halves, init_halves
 from midhaul.message import Kind, Message, Op, Replies, Settings
-from midhaul.server import Server, step_half
+from midhaul.server import Server
 
 
 def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server, dict[str, float]]:
@@ -63,8 +64,8 @@ def plain_step(
     if not len(up) or not int(up.rows[0]):
         return large, memory, 0.0, 0.0
     sent = up.reply(0).tree
-    large, memory, g, loss, _ = step_half(kit.server_model(), large, memory, kit.half_optimizer(), sent["h"], sent["y"])
-    send_back(fleet, kit, key, (device,), Message(Op.BACKWARD, each={"g": g[None]}, rows=up.rows))
+    (large, memory), g, loss = step_each((large, memory), sent["h"][None], sent["y"][None], [len(sent["y"])], [0], kit)
+    send_back(fleet, kit, key, (device,), Message(Op.BACKWARD, each={"g": g}, rows=up.rows))
     return large, memory, float(loss), float(up.rows[0])
 
 

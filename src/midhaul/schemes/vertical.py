@@ -18,11 +18,11 @@ from torch import Tensor
 from midhaul import rng
 from midhaul.errors import EngineError
 from midhaul.fleet import Fleet, Part
-from midhaul.halves import num_batches, work
+from midhaul.halves import num_batches, step_each, work
 from midhaul.kit import SIMULATED, Kit, Scheme, ask_all, init_halves
 from midhaul.message import Kind, Message, Op, Replies, Settings
 from midhaul.models import losses
-from midhaul.server import Server, predict, step_half
+from midhaul.server import Server, predict
 
 
 def init(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
@@ -47,8 +47,8 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
             h, y = joined(fleet, {"rows": "train", **at}, key)
             if not len(h):
                 continue
-            large, memory, g, loss, _ = step_half(kit.server_model(), large, memory, kit.half_optimizer(), h, y)
-            parts, rows = torch.stack(g.chunk(len(fleet.devices), 1)), torch.full((len(fleet.devices),), len(y))
+            (large, memory), g, loss = step_each((large, memory), h[None], y[None], [len(y)], [0], kit)
+            parts, rows = torch.stack(g[0].chunk(len(fleet.devices), 1)), torch.full((len(fleet.devices),), len(y))
             fleet.exchange(Message(Op.BACKWARD, each={"g": parts}, rows=rows, settings=kit.step()), key=key)
             total, seen = total + float(loss) * len(y), seen + len(y)
     metrics = {"train_loss": total / seen} if seen else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from ctypes import POINTER, c_float, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +19,7 @@ CONV, DEPTHWISE, NORM, PLAIN, GROUP = range(5)
 NO_ACT, RELU, RELU6 = range(3)
 NO_POOL, MAX, MEAN = range(3)
 CROSS_ENTROPY, MSE = range(2)
+SGD, ADAM = range(2)
 
 
 class Layer(ctypes.Structure):
@@ -65,6 +66,29 @@ class Job(ctypes.Structure):
     )
 
 
+class Encoder(ctypes.Structure):
+    """mk_encoder."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("tokens", "patch", "padded", "width", "heads", "inner", "classes", "depth")),
+        ("row", c_int64),
+        ("where", c_void_p),
+        ("eps", c_float),
+    )
+
+
+class HalfJob(ctypes.Structure):
+    """mk_half."""
+
+    _fields_ = (
+        ("encoder", POINTER(Encoder)),
+        *((name, c_void_p) for name in ("x", "start", "num", "labels")),
+        *((name, c_void_p) for name in ("weights", "first", "second", "slopes", "out", "loss")),
+        *((name, c_int64) for name in ("steps", "threads", "optimizer", "count")),
+        *((name, c_double) for name in ("lr", "weight_decay", "momentum")),
+    )
+
+
 _lock = threading.Lock()
 
 
@@ -86,6 +110,7 @@ def _load() -> ctypes.CDLL:
         raise EngineError(f"the compiled kernels can't be loaded: {error}") from error
     for name in ("mk_fit", "mk_pass"):
         getattr(library, name).argtypes = [POINTER(Job)]
+    library.mk_encoder_steps.argtypes = [POINTER(HalfJob)]
     library.mk_permutation.argtypes = [c_uint64, *[ctypes.c_uint32] * 3, c_int64, POINTER(c_int64)]
     library.mk_permutation.restype = None
     return library
@@ -109,4 +134,11 @@ def begin() -> None:
 def run(name: str, job: Job) -> None:
     """Runs a job. Raises: EngineError if memory ran out."""
     if getattr(load(), name)(ctypes.byref(job)):
+        raise EngineError("the compiled kernels ran out of memory; take smaller batches or set run.kernels = 'torch'")
+
+
+def run_half(encoder: Encoder, job: HalfJob) -> None:
+    """Does the steps of a server's half. Raises: EngineError if memory ran out."""
+    job.encoder = ctypes.pointer(encoder)
+    if load().mk_encoder_steps(ctypes.byref(job)):
         raise EngineError("the compiled kernels ran out of memory; take smaller batches or set run.kernels = 'torch'")
