@@ -496,6 +496,17 @@ class RunConfig:
         "data (engine cluster: in each worker); auto: 1 GB for these",
     )
     threads: int = option(0, "torch threads; 0: as torch has it, and one for a worker of the cluster", low=0, high=1024)
+    device: str = option(
+        "cpu",
+        "where the server's models and the devices of the engine stacked are computed: cpu, cuda or cuda:N (a GPU); "
+        "auto: the first GPU that torch sees, else cpu",
+    )
+    precision: str = option(
+        "float32",
+        "on a GPU, how precisely products are taken: as on a processor, in TF32, or in bfloat16 with weights and sums "
+        "in float32",
+        choices=("float32", "tf32", "bf16"),
+    )
     kernels: str = option(
         "auto",
         "what computes in the stacked engine, and a server's half behind a cut: compiled kernels where they know the "

@@ -27,7 +27,8 @@ def direction(seed: int, number: int, weights: Tree) -> Tree:
     sizes = [value.numel() for value in weights.values()]
     drawn = rng.normal(rng.key(seed, 0, rng.SERVER, rng.Use.DIRECTION).at(number), sum(sizes))
     parts = torch.split(torch.from_numpy(drawn), sizes)
-    return {name: part.reshape(value.shape) for (name, value), part in zip(weights.items(), parts, strict=True)}
+    pairs = zip(weights.items(), parts, strict=True)
+    return {name: part.reshape(value.shape).to(value.device) for (name, value), part in pairs}
 
 
 def walked(start: Tree, slopes: Tensor, lr: float, seed: int, like: Tree | None = None) -> Tree:
@@ -35,7 +36,7 @@ def walked(start: Tree, slopes: Tensor, lr: float, seed: int, like: Tree | None 
 
     Shapes: slopes [K]. Where `start` is of many devices, [D, ...], `like` is the tree of one.
     """
-    now, one = {name: value.double() for name, value in start.items()}, like or start
+    now, one, slopes = {name: value.double() for name, value in start.items()}, like or start, slopes.cpu()
     for number in slopes.nonzero()[:, 0].tolist():
         step = lr * float(slopes[number])
         now = {name: now[name] - step * part for name, part in direction(seed, number, one).items()}

@@ -266,7 +266,8 @@ def _run(folder: Path, data: str, device: int | None) -> _Subject:
         raise DataError(f"{folder} is not the folder of a run: it has no config.toml")
     settings = config.read(folder / "config.toml")
     # What is only read here needs no devices, and may be exported for another board than the run's.
-    built = plant.build(settings.replace(run_engine="stacked", fleet_check=False))
+    here = settings.replace(run_engine="stacked", run_device="cpu", run_precision="float32", fleet_check=False)
+    built = plant.build(here)
     kit = built.kit
     shared, own = _saved(folder, "tiny"), _saved(folder, "devices")
     group, inside = _group(kit, device)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from midhaul import rng, tree
+from midhaul import hardware, rng, tree
 from midhaul.config import SchemeConfig
 from midhaul.fleet import Fleet
 from midhaul.kit import Kit, Work, init_halves, load_all
@@ -86,12 +86,14 @@ def step_each(
     if kit.half is not None and kit.half.knows(h, optimizer):
         large, memory, g, loss = kit.half.steps(*half, optimizer, h, y, rows, order)
         return (large, memory), g, loss
-    g, loss = torch.zeros_like(h), torch.zeros(len(h), dtype=torch.float64)
+    here = hardware.now()
+    sent, labels = here.put(h), here.put(y)
+    g, loss = torch.zeros_like(sent), torch.zeros(len(h), dtype=torch.float64, device=sent.device)
     for place in order:
         num, (large, memory) = rows[place], half
-        step = step_half(kit.server_model(), large, memory, optimizer, h[place, :num], y[place, :num])
+        step = step_half(kit.server_model(), large, memory, optimizer, sent[place, :num], labels[place, :num])
         half, g[place, :num], loss[place] = step[:2], step[2], step[3]
-    return half, g, loss
+    return half, hardware.home(g, h), hardware.home(loss, h)
 
 
 def _one_step(up: Replies, halves: Halves, kit: Kit) -> tuple[torch.Tensor, float]:
@@ -114,8 +116,9 @@ def _one_step(up: Replies, halves: Halves, kit: Kit) -> tuple[torch.Tensor, floa
 
 def mean_half(halves: Mapping[int, Half], weight: torch.Tensor) -> Half:
     """Gives the mean of server halves, in their order, and of their optimisers' states. Shapes: weight [D]."""
-    large = tree.weighted_mean(tree.stack([half for half, _ in halves.values()]), weight)
-    return large, tree.weighted_mean(tree.stack([memory for _, memory in halves.values()]), weight)
+    here = hardware.now()
+    larges, memories = ([here.put_tree(half[part]) for half in halves.values()] for part in (0, 1))
+    return tree.weighted_mean(tree.stack(larges), weight), tree.weighted_mean(tree.stack(memories), weight)
 
 
 @dataclass

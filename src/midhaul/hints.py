@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from midhaul import rng, tree
+from midhaul import hardware, rng, tree
 from midhaul.errors import SliceError
 from midhaul.models import slices, trace
 from midhaul.program import Examples
@@ -68,7 +68,7 @@ def learn(
     with rng.torch_seed(key._replace(use=int(rng.Use.INIT)).at(5)):
         joint = nn.Sequential(OrderedDict(front=front, regressor=regressor(given, wanted), flatten=nn.Flatten()))
     start = {**tree.of(joint), **{f"front.{name}": whole[name] for name in tree.of(front)}}
-    target = partial(_hint, source, tree.select(teacher, tree.of(source)), given)
+    target = partial(_hint, source, hardware.now().put_tree(tree.select(teacher, tree.of(source))), given)
     soft = target if augment is not None else target(public.x)
     end, _, loss = train(
         joint,

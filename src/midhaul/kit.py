@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from midhaul import hints, rng, rules, schedule, tree
+from midhaul import hardware, hints, rng, rules, schedule, tree
 from midhaul.config import Config, SchemeConfig
 from midhaul.errors import EngineError, ModelError
 from midhaul.fleet import Fleet, Group
@@ -407,7 +407,11 @@ def teach(kit: Kit, key: rng.Key) -> tuple[Tree, Tree]:
     start = rng.key(key.seed, key.round, rng.SERVER, rng.Use.PUBLIC)
     teacher = learned(kit, large, start, "the large model learns")
     # What is changed from step to step must be shown to the teacher too; what isn't, once.
-    soft = partial(predict, large, teacher) if kit.augment is not None else predict(large, teacher, public.x)
+    soft = (
+        partial(predict, large, hardware.now().put_tree(teacher))
+        if kit.augment is not None
+        else predict(large, teacher, public.x)
+    )
     tiny = kit.taught or kit.program.module
     whole = tree.of(tiny) if kit.taught else {**tree.of(tiny), **kit.program.initial}
     only: tuple[str, ...] = ()

@@ -150,10 +150,11 @@ class Message:
         """Gives the same message addressed to fewer devices."""
         if not self.each and not self.each_settings and not self.coded:
             return self
+        at = torch.tensor(places, dtype=torch.int64)
         return replace(
             self,
-            each={name: value[places] for name, value in self.each.items()},
-            rows=None if self.rows is None else self.rows[places],
+            each={name: value[at] for name, value in self.each.items()},
+            rows=None if self.rows is None else self.rows[at],
             each_settings={name: tuple(values[p] for p in places) for name, values in self.each_settings.items()},
             coded=tuple(self.coded[p] for p in places) if self.coded else (),
         )
@@ -249,7 +250,7 @@ def join(parts: list[Replies]) -> Replies:
         return parts[0]
     _check_alike([part for part in parts if len(part)])
     devices = [device for part in parts for device in part.devices]
-    order = sorted(range(len(devices)), key=devices.__getitem__)
+    order = torch.tensor(sorted(range(len(devices)), key=devices.__getitem__), dtype=torch.int64)
     widest = max((int(part.rows.max()) for part in parts if len(part)), default=0)
 
     def whole(name: str) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from midhaul import budget, rng, schedule, variants
+from midhaul import budget, hardware, rng, schedule, variants
 from midhaul import config as settings
 from midhaul.config import Config
 from midhaul.data import Dataset, Federation, episodes, federate, load
@@ -22,6 +22,7 @@ from midhaul.devices import profiles
 from midhaul.devices.profiles import Board
 from midhaul.errors import ConfigError, SliceError, nearest
 from midhaul.fleet import Group, Held
+from midhaul.hardware import Hardware
 from midhaul.kit import Kit, Scheme, Work
 from midhaul.link.conditions import Surroundings
 from midhaul.link.radio import Radio
@@ -79,6 +80,7 @@ class Plant:
     after: Population | None = None  # the devices' rows once they have drifted, where they do
     around: Surroundings | None = None  # the cell or the traces that vary the devices' radios, where there are any
     workers: Workers | None = None  # of the engine cluster; they start when they are opened
+    hardware: Hardware = dataclasses.field(default_factory=Hardware)  # on which the server and `stacked` compute
 
 
 def settle(plant: Plant, server: Server) -> Plant:
@@ -122,6 +124,7 @@ def build(
         raise ConfigError(
             f"the scheme {chosen.name} can't run on the engine {config.run.engine}; use {' or '.join(chosen.engines)}"
         )
+    found = _hardware(config)
     participation.check(chosen, config)
     choosing.check(chosen, config)
     band.check(config)
@@ -203,14 +206,18 @@ def build(
     if chosen.check is not None:
         chosen.check(kit)
     groups = variants.groups(kit, chosen, models, dealt, deepest, held, population, start)
-    half = Half(rear, config.run.kernels) if rear is not None and config.run.engine != "loop" else None
+    by_kernels = rear is not None and config.run.engine != "loop" and found.is_host
+    half = Half(rear, config.run.kernels) if rear is not None and by_kernels else None
     kit = dataclasses.replace(kit, groups=groups, most_rows=variants.most_rows(federation.train), half=half)
     training = [group for group in groups if group.devices]
     needs = tuple(variants.need_of(g, kit, chosen, _module(g, chosen, prepared), federation) for g in training)
     tightest = variants.tightest(needs)
     run = config.run
     workers = Workers(run.workers, run.address, max(1, run.threads)) if run.engine == "cluster" else None
-    engine: Held | Firmware = _engine(kit, chosen, population, workers) if reach is None else reach(kit, population)
+    with hardware.room(found):
+        engine: Held | Firmware = (
+            _engine(kit, chosen, population, workers, found) if reach is None else reach(kit, population)
+        )
     board, radio, need = training[tightest].board, training[tightest].radio, needs[tightest]
     names = (
         _tiny_name(config, chosen, module),
@@ -221,7 +228,7 @@ def build(
         notes += [variants.about(group, need) for group, need in zip(training, needs, strict=True)]
     coding = plan_coding(config, chosen, [group.program for group in groups])
     around, told = _around(config, groups)
-    built = (kit, engine, board, radio, need, needs, (*notes, *told), *names, coding, after, around, workers)
+    built = (kit, engine, board, radio, need, needs, (*notes, *told), *names, coding, after, around, workers, found)
     return Plant(config, chosen, data, federation, *built)
 
 
@@ -348,7 +355,18 @@ def _tiny_models(
     return models
 
 
-def _engine(kit: Kit, scheme: Scheme, population: Population, workers: Workers | None) -> Engine:
+def _hardware(config: Config) -> Hardware:
+    """Gives what the run computes on. Raises: ConfigError where it isn't there, or the kernels are to do it all."""
+    found = hardware.find(config.run.device, config.run.precision)
+    if config.run.kernels == "native" and config.run.engine != "loop" and not found.is_host:
+        raise ConfigError(
+            f"run.kernels = 'native' computes on the processor, and run.device is {found.device}; "
+            "set run.device = 'cpu', or leave out run.kernels"
+        )
+    return found
+
+
+def _engine(kit: Kit, scheme: Scheme, population: Population, workers: Workers | None, found: Hardware) -> Engine:
     """Gives the engine that the config asks for; where devices hold unlike models, one for each of these."""
     run, groups = kit.config.run, kit.groups
     programs = {id(group.program) for group in groups}
@@ -358,7 +376,7 @@ def _engine(kit: Kit, scheme: Scheme, population: Population, workers: Workers |
                 f"the engine firmware runs devices that are alike, and these are of {len(groups)} kinds; "
                 "name one board and let the scheme give all the same model, or set run.engine = 'stacked'"
             )
-        return _firmware(kit, scheme, groups[0].program, population, groups[0].board)
+        return _firmware(kit, scheme, groups[0].program, population, groups[0].board, found)
 
     memory_bytes = _chunk_bytes(kit, scheme, population)
 
@@ -367,7 +385,7 @@ def _engine(kit: Kit, scheme: Scheme, population: Population, workers: Workers |
             return Loop(program, population)
         if workers is not None:
             return Cluster(program, population, workers, memory_bytes, run.kernels)
-        return Stacked(program, population, memory_bytes, run.kernels)
+        return Stacked(program, population, memory_bytes, run.kernels, found.device)
 
     return build(groups[0].program, population) if len(programs) == 1 else Groups(groups, population, build)
 
@@ -442,24 +460,27 @@ def _adapted_rear(front: nn.Module, rear: nn.Module, layer: str, config: Config,
     return add_lora(rear, max(ranks), config.tiny.lora_scale * max(ranks), "all", start.at(5))
 
 
-def _firmware(kit: Kit, scheme: Scheme, program: Program, population: Population, board: Board) -> Firmware:
+def _firmware(
+    kit: Kit, scheme: Scheme, program: Program, population: Population, board: Board, found: Hardware
+) -> Firmware:
     """Gives the engine whose first devices are where run.devices says."""
     config = kit.config
     run = config.run
-    found = places(run.devices, board, seed=run.seed, keys=run.keys)
+    addresses = places(run.devices, board, seed=run.seed, keys=run.keys)
     keeps_start = variants.keeps_start(config, scheme)
-    firmware.check(program, population, len(found))
+    firmware.check(program, population, len(addresses))
     work = [(work.op, work.train) for work in scheme.work(kit.cfg)]
     blobs = DeviceBlobs(program, work, momentum=kit.cfg.momentum > 0.0, keeps_start=keeps_start)
     return Firmware(
         program,
         population,
         blobs,
-        found,
+        addresses,
         seed=run.seed,
         deadline_s=config.fleet.deadline_s,
         memory_bytes=_chunk_bytes(kit, scheme, population),
         kernels=run.kernels,
+        device=found.device,
     )
 
 

@@ -114,6 +114,11 @@ class Population:
             return rows
         return self.levels.index_select(0, rows.reshape(-1).int()).reshape(rows.shape)
 
+    def on(self, device: torch.device) -> Population:
+        """Gives the same with its rows on a device."""
+        levels = None if self.levels is None else self.levels.to(device)
+        return replace(self, x=self.x.to(device), y=self.y.to(device), levels=levels)
+
     def plain(self) -> Population:
         """Gives the same with x as numbers, should it be bytes that stand for them."""
         return self if self.levels is None else replace(self, x=self.inputs(torch.arange(len(self.x))), levels=None)
@@ -131,7 +136,7 @@ class Population:
         y = self.y[places]
         if not self.classes:
             return y
-        known = torch.from_numpy(np.stack([self.classes[device] for device in devices]))
+        known = torch.from_numpy(np.stack([self.classes[device] for device in devices])).to(y.device)
         same = y[:, :, None] == known[:, None, :]
         return torch.where(same.any(2), same.long().argmax(2), -1)
 
@@ -190,6 +195,7 @@ class Program:
         self.front = module if front is None else front
         self._norms = norms_of(module)
         self._names: dict[str, tuple[str, ...]] = {}
+        self._fixed: dict[tuple[int, torch.device], Tree] = {}
 
     @cached_property
     def initial(self) -> Tree:
@@ -231,6 +237,7 @@ class Program:
     def call(self, parameters: Tree, x: Tensor, *, training: bool, mask: Tensor | None = None) -> tuple[Tensor, Tree]:
         """Gives the module's output and the statistics that a training pass renewed. Shapes: x [B, ...], mask [B]."""
         inner = {name: value for name, value in parameters.items() if not name.startswith("tail.")}
+        inner = {**self._held(self.module, x.device), **inner}
         return call_module(self.module, self._norms, inner, x, training=training, mask=mask)
 
     def call_front(
@@ -241,6 +248,7 @@ class Program:
             return self.call(parameters, x, training=training, mask=mask)
         held = {name for name, _ in [*self.front.named_parameters(), *self.front.named_buffers()]}
         inner = {name: value for name, value in parameters.items() if name in held}
+        inner = {**self._held(self.front, x.device), **inner}
         return call_module(self.front, norms_of(self.front), inner, x, training=training, mask=mask)
 
     def call_tail(self, parameters: Tree, z: Tensor) -> Tensor:
@@ -248,5 +256,15 @@ class Program:
         if self.tail is None:
             raise EngineError("this device has no tail: the model is not in U shape")
         inner = {name[5:]: value for name, value in parameters.items() if name.startswith("tail.")}
+        inner = {**self._held(self.tail, z.device), **inner}
         out: Tensor = torch.func.functional_call(self.tail, inner, (z,))
         return out
+
+    def _held(self, module: nn.Module, device: torch.device) -> Tree:
+        """Gives a module's buffers on a device other than the module's own, for those that no tree has."""
+        if device.type == "cpu":
+            return {}
+        key = (id(module), device)
+        if key not in self._fixed:
+            self._fixed[key] = {name: value.to(device) for name, value in module.named_buffers()}
+        return self._fixed[key]

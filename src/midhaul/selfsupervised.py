@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from midhaul import rng, tree
+from midhaul import hardware, rng, tree
 from midhaul.errors import ConfigError
 from midhaul.models import slices, trace
 from midhaul.server import Augment, Optimizer, Progress, call, parameter_names
@@ -60,12 +60,13 @@ def contrast(
     with rng.torch_seed(key.at(1)):
         projection = nn.Sequential(nn.Flatten(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION))
     whole = nn.Sequential(OrderedDict(body=body, projection=projection))
-    parameters = tree.of(whole)
+    here = hardware.now()
+    parameters = here.put_tree(tree.of(whole))
     memory = optimizer.init(tree.select(parameters, parameter_names(whole)))
     steps = max(len(x) // batch, 1)  # a short last batch would have few rows to be told from
     for epoch in range(epochs):
         order = torch.from_numpy(rng.permutation(key.at(2 + epoch), len(x)))
-        with rng.torch_seed(key._replace(use=int(rng.Use.DROPOUT)).at(2 + epoch)):
+        with rng.torch_seed(key._replace(use=int(rng.Use.DROPOUT)).at(2 + epoch)), hardware.drawing():
             for step in range(steps):
                 rows = x[order[step * batch : (step + 1) * batch]]
                 noise = key._replace(use=int(rng.Use.NOISE))
@@ -74,7 +75,7 @@ def contrast(
                     for n in (0, 1)
                 ]
                 leaves = {name: parameters[name].detach().requires_grad_(True) for name in parameter_names(whole)}
-                z, buffers = call(whole, {**parameters, **leaves}, torch.cat(views), training=True)
+                z, buffers = call(whole, {**parameters, **leaves}, here.put(torch.cat(views)), training=True)
                 slopes = torch.autograd.grad(told_apart(z), list(leaves.values()))
                 share = (epoch + step / steps) / epochs
                 rate = optimizer.lr * 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * share))))
@@ -83,7 +84,7 @@ def contrast(
                 parameters = {**parameters, **buffers, **weights}
         if progress is not None:
             progress("the large model learns without labels", epoch + 1, epochs)
-    return {name[5:]: value for name, value in parameters.items() if name.startswith("body.")}
+    return hardware.to_host({name[5:]: value for name, value in parameters.items() if name.startswith("body.")})
 
 
 def told_apart(z: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def told_apart(z: Tensor) -> Tensor:
     num = len(z) // 2
     unit = F.normalize(z, dim=1)
     likeness = (unit @ unit.T / TEMPERATURE).fill_diagonal_(float("-inf"))
-    other = torch.cat([torch.arange(num, 2 * num), torch.arange(num)])
+    other = torch.cat([torch.arange(num, 2 * num), torch.arange(num)]).to(z.device)
     return F.cross_entropy(likeness, other)
 
 

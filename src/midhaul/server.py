@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from midhaul import rng, tree
+from midhaul import hardware, rng, tree
 from midhaul.models import losses
 from midhaul.program import call_module, norms_of
 from midhaul.tree import Tree
@@ -38,6 +38,12 @@ class Server:
     def keeping(self, **state: Tree) -> Server:
         """Gives the server with entries of its state replaced."""
         return replace(self, state={**self.state, **state})
+
+    def on_host(self) -> Server:
+        """Gives the server as it is between rounds: all of it on the host."""
+        state = {part: hardware.to_host(values) for part, values in self.state.items()}
+        whole, large, constant = (hardware.to_host(values) for values in (self.tree, self.large, self.constant))
+        return Server(whole, large, state, constant)
 
 
 @dataclass(frozen=True)
@@ -132,19 +138,23 @@ def open_half(
     """Begins the server's part of a split step whose loss is taken elsewhere; `only` names what is trained, () is all.
 
     Shapes: h [B, H] -> z [B, Z]. Gives z, and a function that takes the gradient at z, the optimiser's state and the
-    optimiser, makes the step, and gives the new tree, the new state and the gradient g [B, H] at the cut.
+    optimiser, makes the step, and gives the new tree, the new state and the gradient g [B, H] at the cut. Tree and
+    state go to the run's hardware and stay there, for the next step; z and g lie where h does.
     """
+    here = hardware.now()
+    whole = here.put_tree(whole)
     leaves = {name: whole[name].detach().requires_grad_(True) for name in only or parameter_names(module)}
-    cut = h.detach().requires_grad_(True)
+    cut = here.put(h).detach().requires_grad_(True)
     z, buffers = call(module, {**whole, **leaves}, cut, training=True)
 
     def close(gradient: Tensor, memory: Tree, optimizer: Optimizer) -> tuple[Tree, Tree, Tensor]:
-        gradients = torch.autograd.grad(z, [cut, *leaves.values()], grad_outputs=gradient)
+        gradients = torch.autograd.grad(z, [cut, *leaves.values()], grad_outputs=gradient.to(z.device, z.dtype))
         named = dict(zip(leaves, gradients[1:], strict=True))
-        weights, memory = optimizer.step({name: leaf.detach() for name, leaf in leaves.items()}, named, memory)
-        return {**whole, **buffers, **weights}, memory, gradients[0]
+        weights = {name: leaf.detach() for name, leaf in leaves.items()}
+        weights, memory = optimizer.step(weights, named, here.put_tree(memory))
+        return {**whole, **buffers, **weights}, memory, hardware.home(gradients[0], h)
 
-    return z.detach(), close
+    return hardware.home(z.detach(), h), close
 
 
 def step_half(
@@ -163,12 +173,14 @@ def step_half(
     g [B, H] at the cut, the mean loss, and the logits [B, C].
     Source: Vepakomma et al., "Split learning for health", 2018, section 2.
     """
-    logits, close = open_half(module, whole, h, only=only)
+    here = hardware.now()
+    logits, close = open_half(module, whole, here.put(h), only=only)
     leaf = logits.requires_grad_(True)
-    loss = losses.rows("cross_entropy", leaf, y, None, 1.0, 0.0).mean()
+    loss = losses.rows("cross_entropy", leaf, here.put(y), None, 1.0, 0.0).mean()
     (slope,) = torch.autograd.grad(loss, [leaf])
     whole, memory, gradient = close(slope, memory, optimizer)
-    return whole, memory, gradient, loss.detach(), logits.detach()
+    gradient, loss, logits = (hardware.home(value.detach(), h) for value in (gradient, loss, logits))
+    return whole, memory, gradient, loss, logits
 
 
 def train(
@@ -197,17 +209,19 @@ def train(
     With `soft`, a teacher's logits [N, C] or the teacher itself, it is distillation. `augment` changes each batch. The
     learning rate falls to nothing along a cosine (Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5); `span` is the
     part of it that this call goes through. `only` names the parameters to train; all, if there are none. `loss` is of
-    `models.losses.LOSSES`.
+    `models.losses.LOSSES`. All goes to the run's hardware once, and what comes of it lies on the host.
     """
-    names = only or parameter_names(module)
+    names, here = only or parameter_names(module), hardware.now()
     memory = optimizer.init(tree.select(whole, names)) if memory is None else memory
+    whole, memory, x, y = here.put_tree(whole), here.put_tree(memory), here.put(x), here.put(y)
+    soft = here.put(soft) if isinstance(soft, Tensor) else soft
     mean = float("nan")
     steps = -(-len(y) // batch)
     for epoch in range(epochs):
         own = key.use >> 8 | epoch  # a second training under the same key, a pupil's say, has numbers of its own
         order = torch.from_numpy(rng.permutation(key.at(own), len(y)))
         total = 0.0
-        with rng.torch_seed(key._replace(use=int(rng.Use.DROPOUT)).at(own)):
+        with rng.torch_seed(key._replace(use=int(rng.Use.DROPOUT)).at(own)), hardware.drawing():
             for step in range(steps):
                 rows = order[step * batch : (step + 1) * batch]
                 leaves = {name: whole[name].detach().requires_grad_(True) for name in names}
@@ -229,7 +243,7 @@ def train(
         mean = total / max(len(y), 1)
         if progress is not None:
             progress(label, epoch + 1, epochs)
-    return whole, memory, mean
+    return hardware.to_host(whole), hardware.to_host(memory), mean
 
 
 def _noise(key: rng.Key, step: int) -> rng.Key:
@@ -239,6 +253,11 @@ def _noise(key: rng.Key, step: int) -> rng.Key:
 
 @torch.no_grad()
 def predict(module: nn.Module, whole: Tree, x: Tensor, batch: int = 512) -> Tensor:
-    """Gives a module's logits of many rows, a batch at a time. Shapes: [N, ...] -> [N, C]."""
-    parts = [call(module, whole, x[first : first + batch], training=False)[0] for first in range(0, len(x), batch)]
-    return torch.cat(parts) if parts else torch.zeros((0, 1))
+    """Gives a module's logits of many rows, a batch at a time. Shapes: [N, ...] -> [N, C].
+
+    They are computed on the run's hardware and lie where the rows do.
+    """
+    here = hardware.now()
+    whole, pieces = here.put_tree(whole), [x[first : first + batch] for first in range(0, len(x), batch)]
+    parts = [call(module, whole, here.put(piece), training=False)[0] for piece in pieces]
+    return hardware.home(torch.cat(parts), x) if parts else torch.zeros((0, 1))

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from midhaul import __version__, checkpoint, rng, schedule, tree
+from midhaul import __version__, checkpoint, hardware, rng, schedule, tree
 from midhaul import config as settings
 from midhaul.budget import Budget
 from midhaul.checkpoint import Checkpoint
@@ -105,7 +105,8 @@ def run(
     for line in _opening(plant):
         tell(line)
     try:
-        return _Run(plant, out, tell, progress).go(resume)
+        with hardware.at_work(plant.hardware):
+            return _Run(plant, out, tell, progress).go(resume)
     finally:
         if isinstance(plant.engine, Firmware):
             plant.engine.close()
@@ -177,7 +178,7 @@ class _Run:
             survey = self.plant.around.survey() if self.plant.around is not None else None
             if survey is not None:
                 self._write("cell.json", json.dumps(survey).encode())
-            server, done = scheme.init(self.fleet, self.plant.kit, self._key(0)), 0
+            server, done = scheme.init(self.fleet, self.plant.kit, self._key(0)).on_host(), 0
             self.plant = settle(self.plant, server)
             if scheme.evaluate_large is not None:
                 self.start = _accuracies(self._evaluate(server, 0))
@@ -197,6 +198,7 @@ class _Run:
             if self.watch is not None:
                 self.there.asking = self.watch.asking(number)
             server, metrics = scheme.round(server, self.fleet, self.plant.kit.at_round(number), self._key(number))
+            server = server.on_host()
             self.there.settle()
             _check_finite(server, number)
             self.train_s += time.perf_counter() - began
@@ -229,7 +231,7 @@ class _Run:
         return dict(sorted(found.items()))
 
     def _tell_kernels(self) -> None:
-        if self.plant.config.run.kernels == "auto":
+        if self.plant.config.run.kernels == "auto" and self.plant.hardware.is_host:
             for op, by in self._kernels().items():
                 if by != "native":
                     self.tell(f"{op} is computed by {by}")
@@ -405,6 +407,7 @@ class _Run:
             "scheme": plant.scheme.name,
             "title": plant.scheme.title,
             "engine": plant.config.run.engine,
+            "hardware": plant.hardware.about,
             "kernels": self._kernels(),
             "data": plant.dataset.name,
             "board": ", ".join(dict.fromkeys(group.board.name for group in groups)),
@@ -559,7 +562,7 @@ def _check_same(kept: Config, now: Config) -> None:
 
 def _is_same_run(key: str, old: Any, new: Any) -> bool:
     """Says whether a setting only says where the work is done; these three have the same checkpoints."""
-    return key in ("run.threads", "run.workers", "run.address") or (
+    return key in ("run.threads", "run.workers", "run.address", "run.device") or (
         key == "run.engine" and {old, new} <= {"stacked", "cluster", "gateways"}
     )
 
@@ -596,6 +599,8 @@ def _opening(plant: Plant) -> list[str]:
         lines.append(plant.engine.about)
     if plant.workers is not None:
         lines.append(plant.workers.about)
+    if not plant.hardware.is_host:
+        lines.append(f"the server's models and the simulated devices are computed on {plant.hardware.about}")
     if plant.dataset.source != plant.dataset.name:
         lines.append(f"licence of {data.name}: {data.licence}")
     rows = [len(r) for r in federation.train]

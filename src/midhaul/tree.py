@@ -93,7 +93,8 @@ def weighted_mean(stacked: Tree, weight: Tensor) -> Tree:
     def mean(value: Tensor) -> Tensor:
         # A block of columns in double precision stays in the cache; each sum is the one that it is in the whole.
         parts = torch.split(value.unsqueeze(-1).flatten(1), _BLOCK, 1)
-        totals = [torch.tensordot(share, part.to(torch.float64), dims=([0], [0])) for part in parts]
+        own = share.to(value.device)
+        totals = [torch.tensordot(own, part.to(torch.float64), dims=([0], [0])) for part in parts]
         return torch.cat(totals).to(value.dtype).reshape(value.shape[1:])
 
     return map(stacked, mean)

@@ -9,7 +9,7 @@ ROOT = Path(midhaul.__file__).parent
 LAYERS = (
     {"errors"},
     {"tree", "units", "rng", "config", "net", "hub"},
-    {"message", "schedule"},
+    {"message", "schedule", "hardware"},
     {"data", "models", "devices", "link", "privacy"},
     {"program"},
     {"rules", "directions", "selection", "choices"},

@@ -128,8 +128,10 @@ def opened(
 
 
 def _simulated(config: Config) -> Config:
-    """Gives the config with devices that are simulated: devices that are elsewhere are listened to without them."""
-    return config.replace(run_engine="stacked") if config.run.engine in ("firmware", "gateways") else config
+    """Gives the config with devices that are simulated, on the processor: devices that are elsewhere, and a run on a
+    GPU, are listened to without them."""
+    engine = "stacked" if config.run.engine in ("firmware", "gateways") else config.run.engine
+    return config.replace(run_engine=engine, run_device="cpu", run_precision="float32")
 
 
 def _key(config: Config) -> rng.Key:

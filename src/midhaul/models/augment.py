@@ -45,8 +45,9 @@ class Rotation:
         num, channels, length = x.shape
         draws = torch.from_numpy(rng.normal(key, 4 * num)).reshape(num, 4).float()
         turns = rotations(draws[:, :3], draws[:, 3] * math.radians(self.degrees))
-        centre = torch.tensor(self.centre)[None, :, None]
-        spread = torch.tensor(self.spread)[None, :, None]
+        turns = turns.to(x.device)
+        centre = torch.tensor(self.centre, device=x.device)[None, :, None]
+        spread = torch.tensor(self.spread, device=x.device)[None, :, None]
         raw = (x * spread + centre).reshape(num, channels // 3, 3, length)
         turned = torch.einsum("bij,bkjl->bkil", turns, raw).reshape(num, channels, length)
         return (turned - centre) / spread

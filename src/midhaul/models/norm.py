@@ -61,6 +61,8 @@ class FedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.updated = {}
+        if x.dtype == torch.bfloat16:  # whose sums would count rows to 256 alone
+            return self.forward(x.float()).to(x.dtype)
         if self.running_mean is not None and self.running_var is not None and not self.training:
             return self._normalised(x, self.running_mean, self.running_var)
         extent = [size for axis, size in enumerate(x.shape) if axis != 1]

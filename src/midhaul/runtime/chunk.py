@@ -69,6 +69,7 @@ class Chunk:
         self.devices, self.rows, self.key = devices, rows, key
         self.shared, self.each = fleet.parameters(message, devices)
         self.counts = [float(len(r)) for r in rows]
+        self.device = self.population.x.device
         self._orders = Orders(devices, rows)
         self._call = self.program.call_front if message.op == Op.FORWARD else self.program.call
         # Rows that the server sent to be trained on: they have logits and no label.
@@ -95,9 +96,9 @@ class Chunk:
         return self.fleet.kernels.refusal(self.message, self.source, trains=trains) is None
 
     def read(self) -> Replies:
-        nothing = {"rows": torch.zeros(len(self.devices), dtype=torch.float64)}
+        nothing = {"rows": self._doubles([0.0] * len(self.devices))}
         if self.settings.get("what") in ("examples", "test"):
-            places, _ = _padded(self.rows)
+            places, _ = self._padded(self.rows)
             tensors = {"x": self.population.inputs(places), "y": self._labels(places)}
             return replies_of(self.devices, tensors, self.rows, self.counts, nothing)
         names = self.program.sendable(str(self.settings.get("send", "whole")))
@@ -132,22 +133,24 @@ class Chunk:
         order = sorted(range(len(plans)), key=lambda place: -len(plans[place]))
         plans = [plans[place] for place in order]
         names = self.program.names(str(settings["train"]))
-        held = {name: self._stacked(name)[order] for name in names}
+        at = self._at(order)
+        held = {name: self._stacked(name)[at] for name in names}
         now = directions.walked(held, self.message.tree["g"], lr, self.key.seed, tree.row(held, 0))
         shared = tree.map(tree.without(self.shared, names), Tensor.double)
-        fixed = {name: value[order].double() for name, value in self.each.items() if name not in now}
+        fixed = {name: value[at].double() for name, value in self.each.items() if name not in now}
         keys = [rng.key(self.key.seed, self.key.round, self.devices[p], rng.Use.DIRECTION) for p in order]
         picks = [directions.picked(key, len(plan), num_seeds) for key, plan in zip(keys, plans, strict=True)]
-        slopes, total = torch.zeros(len(plans), num_seeds, dtype=torch.float64), torch.zeros(len(plans)).double()
+        total = self._doubles([0.0] * len(plans))
+        slopes = total.new_zeros((len(plans), num_seeds))
 
         def both(weights: Tree, way: Tree, others: Tree, part: tuple[Any, ...]) -> tuple[Tensor, ...]:
             ends = (tree.add(weights, way, alpha=sign) for sign in (small, -small))
             return tuple(self._loss({**shared, **others}, end, part)[0] for end in ends)
 
         for number in range(len(plans[0]) if plans else 0):
-            at = [plan[number] for plan in plans if len(plan) > number]
-            num, chosen = len(at), [pick[number] for pick in picks[: len(at)]]
-            x, *rest = self._part(order[:num], at, None)
+            rows = [plan[number] for plan in plans if len(plan) > number]
+            num, chosen = len(rows), [pick[number] for pick in picks[: len(rows)]]
+            x, *rest = self._part(order[:num], rows, None)
             part = (x.double() if x.is_floating_point() else x, *rest)
             first = _first(now, num)
             way = tree.stack([directions.direction(self.key.seed, j, tree.row(first, 0)) for j in chosen])
@@ -158,9 +161,9 @@ class Chunk:
                 step = lr * slope.reshape(-1, *[1] * (value.dim() - 1)) * way[name]
                 now[name] = torch.cat([value[:num] - step, value[num:]])
             slopes[torch.arange(num), torch.tensor(chosen)] += slope
-            total[:num] += 0.5 * (up + down) * torch.tensor([len(rows) for rows in at])
-        seen = torch.tensor([float(sum(map(len, plan))) for plan in plans], dtype=torch.float64)
-        back = torch.argsort(torch.tensor(order))
+            total[:num] += 0.5 * (up + down) * self._doubles([len(own) for own in rows])
+        seen = self._doubles([sum(map(len, plan)) for plan in plans])
+        back = torch.argsort(at)
         metrics = {"rows": seen[back], "loss": (total / seen.clamp(min=1.0))[back]}
         numbers = [np.arange(num_seeds)] * len(plans)
         return replies_of(self.devices, {"g": slopes[back].float()}, numbers, self.counts, metrics)
@@ -179,14 +182,14 @@ class Chunk:
         h = self.outputs(training=training)
         tensors = {"h": h}
         if self.settings.get("what") == "hy":
-            places, mask = _padded(self.rows)
+            places, mask = self._padded(self.rows)
             tensors["y"] = self._labels(places) * mask.long()
-        metrics = {"rows": torch.tensor(self.counts, dtype=torch.float64)}
+        metrics = {"rows": self._doubles(self.counts)}
         return replies_of(self.devices, tensors, self.rows, self.counts, metrics)
 
     def predict(self) -> Replies:
         logits = self._answers(self.message.tree["x"]) if "x" in self.message.tree else self.outputs(training=False)
-        metrics = {"rows": torch.tensor(self.counts, dtype=torch.float64)}
+        metrics = {"rows": self._doubles(self.counts)}
         return replies_of(self.devices, {"logits": logits}, self.rows, self.counts, metrics)
 
     def _answers(self, x: Tensor) -> Tensor:
@@ -199,7 +202,7 @@ class Chunk:
         return torch.stack([self._apply(own, x) for own in held])
 
     def evaluate(self) -> Replies:
-        counts = torch.tensor(self.counts, dtype=torch.float64)
+        counts = self._doubles(self.counts)
         if not any(self.counts):
             nothing = torch.zeros_like(counts)
             return replies_of(self.devices, {}, None, self.counts, dict.fromkeys(("rows", "loss", "correct"), nothing))
@@ -212,7 +215,7 @@ class Chunk:
             logits = vmap(self.program.call_tail)(parameters, z)
         else:
             logits = self.outputs(training=False)
-        places, mask = _padded(self.rows)
+        places, mask = self._padded(self.rows)
         y = self._labels(places)
         num_devices, widest = y.shape
         flat = ops.row_losses(
@@ -228,14 +231,15 @@ class Chunk:
     def backward(self) -> Replies:
         if "z" in self.message.each and not self._is_native(trains=True):
             return self._backward_tail()
-        counts = torch.tensor(self.counts, dtype=torch.float64)
+        counts = self._doubles(self.counts)
         active = [place for place, count in enumerate(self.counts) if count]
         if active:
             names = self.program.names(str(self.settings.get("train", "front")))
-            weights = {name: self._stacked(name)[active] for name in names}
+            at = self._at(active)
+            weights = {name: self._stacked(name)[at] for name in names}
             if self._is_native(trains=True):
                 g = self.message.each["g"]
-                g = g if len(active) == len(g) else g[active]
+                g = g if len(active) == len(g) else g[at]
                 slopes, updated = self.fleet.kernels.pull(self, active, names, g)
             else:
                 slopes, updated = self._pulled(active, weights)
@@ -246,9 +250,10 @@ class Chunk:
 
     def _pulled(self, active: list[int], weights: Tree) -> tuple[Tree, Tree]:
         """Gives the gradients of the weights [A, ...] from the slopes that were sent, and the statistics renewed."""
-        places, mask = _padded([self.rows[p] for p in active])
-        others = {name: value[active] for name, value in self.each.items() if name not in weights}
-        g = self.message.each["g"][active][:, : places.shape[1]]
+        places, mask = self._padded([self.rows[p] for p in active])
+        at = self._at(active)
+        others = {name: value[at] for name, value in self.each.items() if name not in weights}
+        g = self.message.each["g"][at][:, : places.shape[1]]
         nopeek = float(self.settings.get("nopeek", 0.0))
 
         def pulled(
@@ -267,26 +272,27 @@ class Chunk:
         return slopes, updated
 
     def _backward_tail(self) -> Replies:
-        counts = torch.tensor(self.counts, dtype=torch.float64)
+        counts = self._doubles(self.counts)
         z = self.message.each["z"]
         g, loss, correct = torch.zeros_like(z), torch.zeros_like(counts), torch.zeros_like(counts)
         active = [place for place, count in enumerate(self.counts) if count]
         if active:
-            places, mask = _padded([self.rows[p] for p in active])
-            weights = {name: self._stacked(name)[active] for name in self.program.names("tail")}
+            places, mask = self._padded([self.rows[p] for p in active])
+            at = self._at(active)
+            weights = {name: self._stacked(name)[at] for name in self.program.names("tail")}
 
             def scored(inputs: tuple[Tree, Tensor], y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
                 logits = self.program.call_tail(*inputs)
                 rows = ops.row_losses(logits, y, None, self.settings)
                 return (rows * mask).sum() / mask.sum(), ((logits.argmax(-1) == y) * mask).sum()
 
-            z_active, y = z[active][:, : places.shape[1]], self._labels(places, active)
+            z_active, y = z[at][:, : places.shape[1]], self._labels(places, active)
             (slopes, g_active), (loss_active, correct_active) = vmap(grad_and_value(scored, has_aux=True))(
                 (weights, z_active), y, mask
             )
             self._step(active, weights, slopes)
-            g[active, : places.shape[1]] = g_active
-            loss[active], correct[active] = loss_active.double(), correct_active.double()
+            g[at, : places.shape[1]] = g_active
+            loss[at], correct[at] = loss_active.double(), correct_active.double()
         metrics = {"rows": counts, "loss": loss, "correct": correct}
         return replies_of(self.devices, {"g": g}, self.rows, self.counts, metrics)
 
@@ -301,14 +307,14 @@ class Chunk:
         # Longest first, so that the devices still at work in a step are the first ones.
         order = sorted(range(len(plans)), key=lambda place: -len(plans[place]))
         plans = [plans[place] for place in order]
-        now = {name: self._stacked(name)[order] for name in names}
-        changing = {name: self._stacked(name)[order] for name in self.program.initial if name in self.program.personal}
-        fixed = {name: value[order] for name, value in self.each.items() if name not in now and name not in changing}
+        at = self._at(order)
+        now = {name: self._stacked(name)[at] for name in names}
+        changing = {name: self._stacked(name)[at] for name in self.program.initial if name in self.program.personal}
+        fixed = {name: value[at] for name, value in self.each.items() if name not in now and name not in changing}
         shared = tree.without(self.shared, (*now, *changing))
         changing = tree.without(changing, now)
         start, velocity = dict(now), tree.zeros_like(now)
-        total = torch.zeros(len(plans), dtype=torch.float64)
-        seen = torch.zeros(len(plans), dtype=torch.float64)
+        total, seen = (self._doubles([0.0] * len(plans)) for _ in range(2))
         learn = gradients.of(self.settings, rules.inner_names(self._slice("inner_train")))
 
         def one(weights: Tree, others: Tree, parts: tuple[Any, ...], shared: Tree) -> gradients.Found:
@@ -316,19 +322,19 @@ class Chunk:
 
         step = vmap(one, in_dims=(0, 0, 0, None))
         for number in range(len(plans[0]) if plans else 0):
-            now_at = [plan[number] for plan in plans if len(plan) > number]
-            num = len(now_at)
-            divided = list(zip(*(rules.parts(rows, self.settings) for rows in now_at), strict=True))
+            now_rows = [plan[number] for plan in plans if len(plan) > number]
+            num = len(now_rows)
+            divided = list(zip(*(rules.parts(rows, self.settings) for rows in now_rows), strict=True))
             parts = tuple(self._part(order[:num], list(rows), soft) for rows in divided)
             found, (loss, updated) = step(_first(now, num), _first({**fixed, **changing}, num), parts, shared)
             for name in names:
                 self._descend_one(name, num, found[name], now, velocity, start)
             for name, value in updated.items():
                 changing[name] = torch.cat([value.detach(), changing[name][num:]])
-            counts = torch.tensor([len(rows) for rows in now_at], dtype=torch.float64)
+            counts = self._doubles([len(rows) for rows in now_rows])
             total[:num] += loss.detach().double() * counts
             seen[:num] += counts
-        back = torch.argsort(torch.tensor(order))
+        back = torch.argsort(at)
         result = {name: value[back] for name, value in {**now, **changing}.items()}
         return result, {"rows": seen[back], "loss": (total / seen.clamp(min=1.0))[back]}
 
@@ -361,9 +367,10 @@ class Chunk:
         A convolution with weights of each device's own becomes one in groups, which torch computes more slowly than as
         many plain ones; side by side only saves the fixed cost of each call. Where they meet was measured
         (docs/performance.md): the stacked form is 1.5 times as fast at 14 million MACs a step (cnn1d), as fast at 17
-        million, and 1.3 times as slow at 27 million (dscnn).
+        million, and 1.3 times as slow at 27 million (dscnn). That is on a processor: a GPU has no measurement yet, and
+        there many small calls cost most, so devices stay side by side.
         """
-        if not any("Conv" in layer.kind for layer in self.program.layers):
+        if self.device.type != "cpu" or not any("Conv" in layer.kind for layer in self.program.layers):
             return False
         batch = min(int(self.settings.get("batch", 0)) or num_rows, num_rows)
         return batch * sum(layer.macs for layer in self.program.layers) > ONE_BY_ONE_MACS
@@ -380,19 +387,36 @@ class Chunk:
 
     def _part(self, at: list[int], rows: list[Indices], soft: Tensor | None) -> tuple[Tensor, ...]:
         """Gives x [D, B, ...], y [D, B], the mask [D, B] and, if there are any, the teacher's logits of some rows."""
-        places, mask = _padded([self.rows[device][own] for device, own in zip(at, rows, strict=True)])
+        places, mask = self._padded([self.rows[device][own] for device, own in zip(at, rows, strict=True)])
         if self.sent is None:
             x, y = self.population.inputs(places), self._labels(places, at)
         else:
-            x, y = self.sent[places], torch.full(places.shape, -1)
+            x, y = self.sent[places], torch.full_like(places, -1)
         part = (x, y, mask)
-        return part if soft is None else (*part, soft[torch.tensor(at)[:, None], _padded(rows)[0]])
+        return part if soft is None else (*part, soft[torch.tensor(at)[:, None], self._padded(rows)[0]])
 
     def _loss(self, others: Tree, weights: Tree, part: tuple[Any, ...]) -> tuple[Tensor, Tree]:
         x, y, mask, *soft = part
         logits, updated = self.program.call({**others, **weights}, x, training=True, mask=mask)
         rows = ops.row_losses(logits, y, soft[0] if soft else None, self.settings)
         return (rows * mask).sum() / mask.sum(), updated
+
+    def _padded(self, rows: list[Indices]) -> tuple[Tensor, Tensor]:
+        """Gives row numbers [D, B], zeros behind the last of each, and the mask [D, B] of the valid ones."""
+        counts = np.asarray([len(r) for r in rows], np.int64)
+        widest = int(counts.max()) if len(rows) else 0
+        places = np.zeros((len(rows), widest), np.int64)
+        valid = np.arange(widest)[None, :] < counts[:, None]
+        places[valid] = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+        return torch.from_numpy(places).to(self.device), torch.from_numpy(valid.astype(np.float32)).to(self.device)
+
+    def _doubles(self, values: Sequence[float]) -> Tensor:
+        """Gives numbers in double precision, where the chunk is worked on."""
+        return torch.tensor(values, dtype=torch.float64, device=self.device)
+
+    def _at(self, places: list[int]) -> Tensor:
+        """Gives places of the chunk as an index, where the chunk is worked on."""
+        return torch.tensor(places, dtype=torch.int64, device=self.device)
 
     def _labels(self, places: Tensor, at: list[int] | None = None) -> Tensor:
         """Gives the labels of rows as the devices in some places of the chunk, or all, number them. Shapes: [D, B]."""
@@ -405,7 +429,7 @@ class Chunk:
         """Gives the model's outputs of each device's rows, padded with zeros. Shapes: [D, B, ...]."""
         if self._is_native(trains=False):
             return self.fleet.kernels.outputs(self, self.source, self.rows, training=training)
-        places, mask = _padded(self.rows)
+        places, mask = self._padded(self.rows)
         if not self.each and not (training and self.program.personal):
             return self._flat(mask)
         if not training and self._is_faster_one_by_one(max((len(rows) for rows in self.rows), default=0)):
@@ -462,7 +486,7 @@ class Chunk:
 
     def _clipped(self, whole: Tree, sent: tuple[str, ...], bound: float) -> Tree:
         changes = {name: whole[name] - self._stacked(name) for name in sent}
-        squares = sum((c.double().flatten(1).square().sum(1) for c in changes.values()), torch.zeros(1))
+        squares = sum((c.double().flatten(1).square().sum(1) for c in changes.values()), self._doubles([0.0]))
         factor = (bound / squares.sqrt().clamp(min=1e-30)).clamp(max=1.0).float()
         return {
             **whole,
@@ -479,16 +503,6 @@ class Chunk:
             self.fleet.set_own(name, devices, after)
             if velocity is not None and float(self.settings.get("momentum", 0.0)):
                 self.fleet.set_velocity(name, devices, velocity)
-
-
-def _padded(rows: list[Indices]) -> tuple[Tensor, Tensor]:
-    """Gives row numbers [D, B], zeros behind the last of each, and the mask [D, B] of the valid ones."""
-    counts = np.asarray([len(r) for r in rows], np.int64)
-    widest = int(counts.max()) if len(rows) else 0
-    places = np.zeros((len(rows), widest), np.int64)
-    valid = np.arange(widest)[None, :] < counts[:, None]
-    places[valid] = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    return torch.from_numpy(places), torch.from_numpy(valid.astype(np.float32))
 
 
 def _first(stacked: Tree, num: int) -> Tree:

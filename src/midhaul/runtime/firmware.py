@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from midhaul import rng
+from midhaul import hardware, rng
 from midhaul.errors import EngineError
 from midhaul.fleet import Part
 from midhaul.message import Message, Op, Replies, Reply, gather, join
@@ -44,10 +44,11 @@ class Firmware:
         deadline_s: float = 120.0,
         memory_bytes: int = 10**9,
         kernels: str = "auto",
+        device: torch.device = hardware.CPU,
     ) -> None:
         check(program, population, len(places))
         self.program, self.population = program, population
-        self.simulated = Stacked(program, population, memory_bytes, kernels)
+        self.simulated = Stacked(program, population, memory_bytes, kernels, device)
         self.simulated.kernels.prepare()
         with torch.no_grad():
             out, _ = program.call(program.initial, population.inputs(torch.zeros(1, dtype=torch.int64)), training=False)

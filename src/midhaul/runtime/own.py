@@ -21,7 +21,7 @@ class Own:
     """One named tensor of each of some devices: memory and time go with those that have one, not with the fleet."""
 
     def __init__(self, num_devices: int, like: Tensor) -> None:
-        """`like` has the shape and the type of one device's tensor."""
+        """`like` has the shape and the type of one device's tensor, and lies where theirs are to lie."""
         self._place = np.full(num_devices, _NONE, np.int64)  # of each device, in `_values`
         self._devices = np.zeros(0, np.int64)  # in the order of their places
         self._values = like.new_empty((0, *like.shape))
@@ -57,7 +57,7 @@ class Own:
             self._devices = np.concatenate([self._devices, new])
             self._place[new] = np.arange(first, len(self._devices))
             self._reserve(len(self._devices))
-        self._values[torch.from_numpy(self._place[given])] = values.detach()
+        self._values[torch.from_numpy(self._place[given])] = values.detach().to(self._values.device)
 
     def _reserve(self, num: int) -> None:
         """Makes room; a quarter more than is asked for, so that growing by a cohort a round copies little."""

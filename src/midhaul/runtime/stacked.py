@@ -6,13 +6,13 @@ Shape letters: D devices of a chunk, S steps, B rows of a batch (the widest), N 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from midhaul import ops, rng, tree
+from midhaul import hardware, ops, rng, tree
 from midhaul.errors import EngineError
 from midhaul.fleet import Part
 from midhaul.message import Message, Op, Replies, join
@@ -39,14 +39,22 @@ class Stacked:
     """A fleet in this process that trains its devices side by side.
 
     A name that all devices hold alike lies once in `base`; one that differs lies in `own`, for those that have one.
-    `memory_bytes` bounds what the training of a chunk of devices may take; chunks are made to fit it.
+    `memory_bytes` bounds what the training of a chunk of devices may take; chunks are made to fit it. On another
+    `device` of torch than the host, all rows and all that the devices keep lie there; a message goes up as a whole, and
+    the cohort's replies come back as a whole.
     """
 
     def __init__(
-        self, program: Program, population: Population, memory_bytes: int = 10**9, kernels: str = "auto"
+        self,
+        program: Program,
+        population: Population,
+        memory_bytes: int = 10**9,
+        kernels: str = "auto",
+        device: torch.device = hardware.CPU,
     ) -> None:
         self.program = program
-        self.population = population
+        self.device = device
+        self.population = population.on(device)
         self.memory_bytes = memory_bytes
         self.kernels = Kernels(program, kernels)
         self.num_devices = population.num_devices
@@ -66,11 +74,14 @@ class Stacked:
     def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
         """Does the op on all devices, a chunk at a time; all answer."""
         asked = list(self.devices if devices is None else devices)
+        if self.device != hardware.CPU:
+            message = replace(message, tree=self._put(message.tree), each=self._put(message.each))
         if message.op == Op.LOAD:
             return self._load(message, asked)
         parts = [Chunk(self, j.message, j.devices, j.rows, j.key).run() for j in self.jobs(message, asked, key)]
         self.forget(message, asked)
-        return join(parts) if parts else replies_of([], {}, None, [], {})
+        up = join(parts) if parts else replies_of([], {}, None, [], {})
+        return replace(up, tree=hardware.to_host(up.tree), metrics=hardware.to_host(up.metrics))
 
     def jobs(self, message: Message, asked: list[int], key: rng.Key, num: int = 1) -> list[Job]:
         """Gives an op's work in chunks that fit the memory: `num` with about as many rows each, more if they must."""
@@ -99,13 +110,13 @@ class Stacked:
 
     def shift(self, population: Population) -> None:
         """Gives the devices other rows, from now on."""
-        self.population = population
+        self.population = population.on(self.device)
         self.stash = {}
 
     def dump(self) -> Tree:
         """Gives all that the devices remember between rounds, for a checkpoint."""
         base = {f"base/{name}": value for name, value in self.base.items()}
-        return {**base, **own.dump("own", self.own), **own.dump("momentum", self.momentum)}
+        return hardware.to_host({**base, **own.dump("own", self.own), **own.dump("momentum", self.momentum)})
 
     def restore(self, whole: Tree) -> None:
         """Puts the devices back to where `dump` found them."""
@@ -117,9 +128,10 @@ class Stacked:
                 raise EngineError(f"the checkpoint holds {path}, which this fleet doesn't have; it is of another run")
             if part == "base":
                 base[name] = value
-        self.base = base
-        self.own = own.restore("own", whole, self.num_devices, known)
-        self.momentum = own.restore("momentum", whole, self.num_devices, known)
+        self.base = self._put(base)
+        like = self._put(known)
+        self.own = own.restore("own", whole, self.num_devices, like)
+        self.momentum = own.restore("momentum", whole, self.num_devices, like)
 
     def _load(self, message: Message, asked: list[int]) -> Replies:
         known = self.program.initial
@@ -159,19 +171,19 @@ class Stacked:
     def set_own(self, name: str, devices: list[int], values: Tensor) -> None:
         """Keeps a tensor of each of some devices. Shapes: values [D, ...]."""
         if name not in self.own:
-            self.own[name] = Own(self.num_devices, self.program.initial[name])
+            self.own[name] = Own(self.num_devices, self.program.initial[name].to(self.device))
         self.own[name].put(devices, values)
 
     def velocity(self, name: str, devices: list[int]) -> Tensor | None:
         """Gives the momentum of a tensor on each of some devices, [D, ...], if it ever had any."""
         if name not in self.momentum:
             return None
-        return self.momentum[name].get(devices, torch.zeros_like(self.program.initial[name]))
+        return self.momentum[name].get(devices, torch.zeros_like(self.program.initial[name], device=self.device))
 
     def set_velocity(self, name: str, devices: list[int], values: Tensor) -> None:
         """Keeps the momentum of a tensor on each of some devices. Shapes: values [D, ...]."""
         if name not in self.momentum:
-            self.momentum[name] = Own(self.num_devices, self.program.initial[name])
+            self.momentum[name] = Own(self.num_devices, self.program.initial[name].to(self.device))
         self.momentum[name].put(devices, values)
 
     def parameters(self, message: Message, devices: list[int]) -> tuple[Tree, Tree]:
@@ -192,6 +204,9 @@ class Stacked:
             else:
                 raise EngineError(f"a device has no {name} yet; send LOAD before {message.op.name}")
         return shared, each
+
+    def _put(self, whole: Tree) -> Tree:
+        return {name: value.to(self.device) for name, value in whole.items()}
 
     def _rows(self, message: Message, asked: list[int], key: rng.Key) -> list[Indices]:
         """Gives the population's rows that this op works on, of each device."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from midhaul import rng, tree
+from midhaul import hardware, rng, tree
 from midhaul.fleet import Fleet, Group
 from midhaul.halves import Behind, forward, num_batches, turn, work
 from midhaul.kit import SIMULATED, Kit, Scheme, init_halves, score_halves
@@ -66,7 +66,7 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
     read = Message(Op.READ, settings={"send": "whole"})
     asked = [tuple(device for device in own if device in num_rows) for _, own in cohort]
     back = fleet.exchange_parts([(read, own) for own in asked if own], key=key)
-    front = averaged(server.tree, behind.copy, back)
+    front = averaged(server.tree, hardware.to_host(behind.copy), back)
     state = {"optimizer": behind.memory, "copy": behind.copy_memory}
     return Server(front, behind.large, state), {"train_loss": loss / max(rows, 1.0)}
 

@@ -154,8 +154,10 @@ class Kernels:
             return "run.kernels is torch"
         settings, module = message.settings, self._module(message.op)
         x = rows.x if rows.levels is None else rows.levels
-        if x.dtype != torch.float32 or x.device.type != "cpu":
-            return f"the rows are of {x.dtype} on {x.device}"
+        if x.device.type != "cpu":
+            return f"the rows lie on {x.device}, and the kernels compute on the processor"
+        if x.dtype != torch.float32:
+            return f"the rows are of {x.dtype}"
         if rows.levels is not None and (rows.x.dtype != torch.uint8 or len(rows.levels) < 256):
             return "the rows are codes that don't stand for 256 numbers"
         if "z" in message.each:
