@@ -148,7 +148,15 @@ class FleetConfig:
     battery_spread: float = option(
         0.0, "spread of the batteries: a device has exp(spread x normal) times its joules", low=0.0, high=5.0
     )
-    deadline_s: float = option(120.0, "engine firmware: how long a device may take to answer, in seconds", above=0.0)
+    deadline_s: float = option(
+        120.0, "firmware and gateways: how long a device or a gateway may take to answer, in seconds", above=0.0
+    )
+    quorum: float = option(
+        0.0,
+        "gateways: share of the devices asked that must answer; with fewer the round is repeated",
+        low=0.0,
+        high=1.0,
+    )
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class EngineError(MidhaulError):
     """An engine that was asked for what it can't do."""
 
 
+class QuorumError(EngineError):
+    """A round in which fewer devices answered than it needs; it can be repeated, the model unchanged."""
+
+
 class DependencyError(MidhaulError):
     """An optional library that isn't installed."""
 

@@ -52,7 +52,7 @@ from midhaul.server import Progress, Server
 
 Engine = Loop | Stacked | Cluster | Firmware | Groups
 Members = Callable[[Federation], tuple[int, ...]]
-Reach = Callable[[Kit, Population], Held]  # gives the fleet of the kit's groups, which is on other machines
+Reach = Callable[[Kit, Engine], Held]  # gives the fleet of the kit's groups elsewhere; the engine simulates the same
 
 
 @dataclass(frozen=True)
@@ -215,9 +215,8 @@ def build(
     run = config.run
     workers = Workers(run.workers, run.address, max(1, run.threads)) if run.engine == "cluster" else None
     with hardware.room(found):
-        engine: Held | Firmware = (
-            _engine(kit, chosen, population, workers, found) if reach is None else reach(kit, population)
-        )
+        simulated = _engine(kit, chosen, population, workers, found)
+        engine: Held | Firmware = simulated if reach is None else reach(kit, simulated)
     board, radio, need = training[tightest].board, training[tightest].radio, needs[tightest]
     names = (
         _tiny_name(config, chosen, module),

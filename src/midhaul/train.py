@@ -18,7 +18,7 @@ from midhaul.budget import Budget
 from midhaul.checkpoint import Checkpoint
 from midhaul.config import Config
 from midhaul.data import Dataset
-from midhaul.errors import CheckpointError, ConfigError, DataError, MidhaulError
+from midhaul.errors import CheckpointError, ConfigError, DataError, MidhaulError, QuorumError
 from midhaul.fleet import Group
 from midhaul.kit import Scheme
 from midhaul.link import energy
@@ -39,6 +39,7 @@ from midhaul.runtime.native.half import Half
 from midhaul.runtime.over_link import OverLink
 from midhaul.runtime.participation import Participation
 from midhaul.runtime.spending import Spending, batteries
+from midhaul.runtime.stream import Gateways
 from midhaul.server import Progress, Server
 from midhaul.tree import Tree
 from midhaul.units import format_joules, format_seconds
@@ -105,13 +106,24 @@ def run(
     for line in _opening(plant):
         tell(line)
     try:
+        if isinstance(plant.engine, Gateways):
+            _await(plant.engine, tell)
         with hardware.at_work(plant.hardware):
             return _Run(plant, out, tell, progress).go(resume)
     finally:
-        if isinstance(plant.engine, Firmware):
+        if isinstance(plant.engine, Firmware | Gateways):
             plant.engine.close()
         if plant.workers is not None:
             plant.workers.close()
+
+
+def _await(gateways: Gateways, tell: Tell) -> None:
+    """Listens, and waits until gateways hold all devices."""
+    gateways.tell = tell
+    address, missing = gateways.open(), gateways.missing()
+    if missing:
+        tell(f"listening at {address}; {len(missing)} devices wait for their gateways")
+    gateways.wait(gateways.wait_s)
 
 
 def behind_link(plant: Plant, ledger: Ledger, out: Path | None = None) -> Participation:
@@ -197,7 +209,7 @@ class _Run:
                 self._drift()
             if self.watch is not None:
                 self.there.asking = self.watch.asking(number)
-            server, metrics = scheme.round(server, self.fleet, self.plant.kit.at_round(number), self._key(number))
+            server, metrics = self._round(server, number)
             server = server.on_host()
             self.there.settle()
             _check_finite(server, number)
@@ -218,6 +230,21 @@ class _Run:
             if last:
                 break
         return Result(self._finish(server), server, self.out)
+
+    def _round(self, server: Server, number: int) -> tuple[Server, dict[str, float]]:
+        """Does a round; one below its quorum is repeated, with the model, the devices and the link as they were."""
+        kit, engine, coding = self.plant.kit.at_round(number), self.plant.engine, self.plant.coding
+        before = coding.dump() if isinstance(engine, Gateways) and engine.quorum else {}
+        while True:
+            try:
+                return self.plant.scheme.round(server, self.fleet, kit, self._key(number))
+            except QuorumError as error:
+                if not isinstance(engine, Gateways) or not engine.quorum:
+                    raise
+                self.tell(f"{error}; it is repeated")
+            engine.again()
+            self.there.again()
+            coding.restore(before)
 
     def _kernels(self) -> dict[str, str]:
         """Says what computed each op in simulation: the compiled kernels, or torch and why."""
@@ -249,7 +276,8 @@ class _Run:
         self.scores["large_accuracy"] = None
         if plant.scheme.evaluate_large is not None:
             # A board is not asked for its test rows: the simulation has them.
-            fleet = plant.engine.simulated if isinstance(plant.engine, Firmware) else self.tested
+            simulated = plant.engine.simulated if isinstance(plant.engine, Firmware | Gateways) else None
+            fleet = simulated or self.tested
             large = plant.scheme.evaluate_large(server, fleet, plant.kit, key)
             self.scores["large_accuracy"] = float(large.metrics["correct"].sum() / large.metrics["rows"].sum())
         return self.scores
@@ -441,6 +469,8 @@ class _Run:
             "device_events": events,
             "drift_alarms": self._alarms(),
             "device_stats": stats,
+            "gateways": plant.engine.about() if isinstance(plant.engine, Gateways) else None,
+            "refused_from_gateways": dict(plant.engine.refused) if isinstance(plant.engine, Gateways) else None,
             "cluster": plant.workers.to_table() if plant.workers is not None else None,
             "refused_rows": len(plant.dataset.refused),
             "num_train_rows": sum(len(rows) for rows in plant.federation.train),

@@ -143,6 +143,10 @@ class OverLink:
             )
         return given
 
+    def again(self) -> None:
+        """Draws what is lost in a round from the beginning, for it is repeated."""
+        self._turn = (-1, 0)
+
     def _share(self, band: Band, given: list[Replies], step: Step) -> list[Replies]:
         """Lets the devices of a step send in the band that they share; gives the replies of those that could."""
         uploads = {

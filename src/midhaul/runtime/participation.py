@@ -38,6 +38,10 @@ class Metered(Fleet, Protocol):
     elapsed: Mapping[int, float]
     deadline_s: float
 
+    def again(self) -> None:
+        """Is told that the round is repeated."""
+        ...
+
 
 def check(scheme: Scheme, config: Config) -> None:
     """Refuses what the scheme doesn't admit, by name. Raises: ConfigError."""
@@ -138,6 +142,11 @@ class Participation:
             for number, answer in zip(there, replies, strict=True):
                 given[number] = self._counted(parts[number][0].op, self._in_time(answer, key))
         return given
+
+    def again(self) -> None:
+        """Goes back to the beginning of the round, which is to be repeated: what was spent stays spent."""
+        self._round = -1
+        self.fleet.again()
 
     def settle(self) -> None:
         """Charges the devices for having had nothing to do until now."""

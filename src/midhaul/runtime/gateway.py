@@ -1,0 +1,243 @@
+"""A gateway: a fleet on a machine of its own, which keeps one stream to the server open and does what comes over it.
+
+It opens the stream itself, so that it may lie behind a firewall, and opens it again when it was cut. Each turn is done
+once: the last answer is kept, and sent again when the server asks for it again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from midhaul.errors import ConfigError, EngineError, MidhaulError
+from midhaul.fleet import Fleet
+from midhaul.message import Op
+from midhaul.program import Population
+from midhaul.runtime import channel, hello, parcel, shadow
+from midhaul.runtime.envelope import MAX_BYTES, Envelope, Opener, Sign, seal
+from midhaul.runtime.firmware import Firmware
+from midhaul.runtime.groups import Groups
+from midhaul.runtime.hello import Hello
+from midhaul.runtime.loop import Loop
+from midhaul.runtime.parcel import Answer, Ask, Models
+from midhaul.runtime.shadow import Engine
+from midhaul.tree import Tree
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0  # between two tries to reach the server; each is twice the one before
+_DONE, _FAILED = Sign.DONE, Sign.FAILED
+
+
+@dataclass
+class _Memory:
+    """What the devices remembered at the beginning of a round, and which repetition of it is under way."""
+
+    round: int = -1
+    attempt: int = 0
+    whole: Tree | None = None
+
+
+class Gateway:
+    """Devices that serve a run elsewhere.
+
+    `engine` is the fleet that holds them, `models` say what lies on the devices of the whole run. `after` are the rows
+    that the devices have once they have drifted. Unless `gives_rows`, no example leaves the gateway, whatever the
+    scheme asks. `patience_s` is how long the server may be away.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        models: Models,
+        *,
+        address: str,
+        token: str,
+        name: str,
+        credentials: Any = None,
+        after: Population | None = None,
+        gives_rows: bool = False,
+        max_bytes: int = MAX_BYTES,
+        patience_s: float = 600.0,
+        options: tuple[tuple[str, Any], ...] = (),
+    ) -> None:
+        """`credentials` are those of a gRPC channel; None is for a loopback. `options` are more of the channel's."""
+        if not 0 < len(name) <= hello.MAX_NAME or not name.isprintable():
+            raise ConfigError(f"a gateway's name has 1 to {hello.MAX_NAME} printable characters, not {name!r}")
+        if isinstance(engine, Groups) and any(isinstance(part, Loop) for part in engine.engines):
+            raise ConfigError("devices with unlike models behind a gateway want run.engine = 'stacked', not 'loop'")
+        self.engine, self.models, self.name, self.address = engine, models, name, address
+        self.after, self.gives_rows, self.max_bytes, self.patience_s = after, gives_rows, max_bytes, patience_s
+        self.tell: Callable[[str], None] = lambda line: None
+        self.saw: Callable[[Ask, Answer], None] = lambda ask, answer: None  # each exchange that was done
+        self.about: Callable[[], bytes] = bytes  # what is told to an ABOUT
+        self.done = 0  # turns
+        self.connections = 0
+        self._token, self._credentials, self._options = token, credentials, options
+        self._incarnation = secrets.token_hex(8)
+        self._run, self._last = 0, Envelope(_DONE, 0, 0, 0, b"")
+        self._kept = _Memory()
+        self._shifted = False
+        self._stop = threading.Event()
+        self._call: Any = None
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """The devices that it holds, those that only test among them."""
+        fleet: Fleet = self.engine
+        return tuple(sorted({*fleet.devices, *fleet.test_devices}))
+
+    def run(self) -> None:
+        """Serves until the server says goodbye or `close` is called.
+
+        Raises: EngineError where the server refuses it, or was away for longer than its patience.
+        """
+        grpc = channel.load()
+        wait_s, last = FIRST_WAIT_S, time.monotonic()
+        while not self._stop.is_set():
+            before = self.connections
+            try:
+                if self._session(grpc):
+                    return
+                why = "the stream ended"
+            except grpc.RpcError as error:
+                why = _sentence(error)
+                if error.code() in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED):
+                    raise EngineError(f"the server at {self.address} refused gateway {self.name}: {why}") from None
+            if self.connections > before:
+                wait_s, last = FIRST_WAIT_S, time.monotonic()
+                self.tell(f"lost the server at {self.address} ({why}); trying to reach it again")
+            if time.monotonic() - last > self.patience_s:
+                raise EngineError(
+                    f"the server at {self.address} can't be reached for {self.patience_s:g} s ({why}); check the "
+                    "address and whether `midhaul serve` runs there"
+                )
+            self._stop.wait(wait_s)
+            wait_s = min(2.0 * wait_s, LONGEST_WAIT_S)
+
+    def close(self) -> None:
+        """Ends `run`, from another thread."""
+        self._stop.set()
+        if self._call is not None:
+            self._call.cancel()
+
+    def _session(self, grpc: Any) -> bool:
+        """Serves over one stream; tells whether the run has ended. Raises: grpc.RpcError where the stream was cut."""
+        out: queue.SimpleQueue[Envelope | None] = queue.SimpleQueue()
+        options = (*channel.OPTIONS, *self._options)
+        opened = (
+            grpc.insecure_channel(self.address, options)
+            if self._credentials is None
+            else grpc.secure_channel(self.address, self._credentials, options)
+        )
+        try:
+            sent = itertools.chain.from_iterable(map(seal, iter(out.get, None)))
+            self._call = call = opened.stream_stream(f"/{channel.SERVICE}/{channel.METHOD}")(sent)
+            if self._stop.is_set():
+                return True
+            return self._serve(call, out)
+        finally:
+            out.put(None)
+            self._call = None
+            opened.close()
+
+    def _serve(self, call: Iterator[bytes], out: queue.SimpleQueue[Envelope | None]) -> bool:
+        opener = Opener(0, self.max_bytes)
+        for data in call:
+            envelope = opener.open(data)
+            if envelope is None:
+                continue
+            if envelope.sign == Sign.GOODBYE:
+                return True
+            if envelope.sign == Sign.CHALLENGE:
+                population = self.engine.population
+                rows = hello.counts_of(population, self.devices)
+                said = Hello(self.name, self._incarnation, self.models.digest, rows)
+                out.put(Envelope(Sign.HELLO, 0, 0, 0, said.pack(self._token, bytes(envelope.payload))))
+            elif envelope.sign == Sign.WELCOME:
+                self._welcome(envelope)
+                opener.run = envelope.run
+            elif opener.run and (answer := self._answer(envelope)) is not None:
+                out.put(answer)
+        return False
+
+    def _welcome(self, envelope: Envelope) -> None:
+        if envelope.run != self._run:  # another process than before, or the first
+            self._run, self._last, self._kept = envelope.run, Envelope(_DONE, envelope.run, 0, 0, b""), _Memory()
+        if bytes(envelope.payload[:1]) == b"\1":
+            self._shift()
+        self.connections += 1
+        self.tell(f"joined the run at {self.address} with {len(self.devices)} devices")
+
+    def _answer(self, envelope: Envelope) -> Envelope | None:
+        """Does a turn, if it wasn't done; gives what answers it."""
+        if envelope.seq <= self._last.seq:
+            return self._last if envelope.seq == self._last.seq else None
+        try:
+            sign, payload = self._do(envelope)
+        except MidhaulError as error:
+            sign, payload = _FAILED, str(error).encode()
+            self.tell(f"{envelope.sign.name} of round {envelope.round} can't be done: {error}")
+        if len(payload) > self.max_bytes:
+            why = f"an answer of {len(payload)} bytes, and at most {self.max_bytes} are sent; raise the bound"
+            sign, payload = _FAILED, why.encode()
+        self._last = Envelope(sign, envelope.run, envelope.seq, envelope.round, payload)
+        self.done += 1
+        return self._last
+
+    def _do(self, envelope: Envelope) -> tuple[Sign, bytes]:
+        payload = bytes(envelope.payload)
+        if envelope.sign == Sign.EXCHANGE:
+            ask = parcel.unpack_ask(payload, self.models, self.max_bytes)
+            return Sign.REPLIES, parcel.pack_answer(self._exchange(ask), ask.message.op, ask.key.round)
+        if envelope.sign == Sign.DUMP:
+            return Sign.STATE, parcel.pack_tree(shadow.told(self.engine))
+        if envelope.sign == Sign.RESTORE:
+            shadow.remind(self.engine, parcel.unpack_tree(payload, self.max_bytes), self.devices)
+            self._kept = _Memory()
+            return _DONE, b""
+        if envelope.sign == Sign.SHIFT:
+            self._shift()
+            return _DONE, b""
+        if envelope.sign == Sign.ABOUT:
+            return Sign.TOLD, self.about()
+        raise EngineError(f"a gateway isn't asked for {envelope.sign.name}")
+
+    def _exchange(self, ask: Ask) -> Answer:
+        message = ask.message
+        if strange := set(ask.devices) - set(self.devices):
+            raise EngineError(f"this gateway doesn't hold device {min(strange)}")
+        if message.op == Op.READ and message.settings.get("what") in ("examples", "test") and not self.gives_rows:
+            raise EngineError(
+                "no example leaves this gateway; start it so that it gives rows, or choose another scheme"
+            )
+        if ask.keeps:
+            self._turn_back(ask)
+        answer = parcel.sound(self.engine.exchange(message, key=ask.key, devices=list(ask.devices)))
+        self.saw(ask, answer)
+        return answer
+
+    def _turn_back(self, ask: Ask) -> None:
+        """Keeps what the devices remember where a round begins, and goes back to it where one is repeated."""
+        kept, round = self._kept, ask.key.round
+        if kept.round != round or kept.whole is None:
+            self._kept = _Memory(round, ask.attempt, self.engine.dump())
+        elif kept.attempt < ask.attempt:
+            self.engine.restore(kept.whole)
+            self._kept.attempt = ask.attempt
+
+    def _shift(self) -> None:
+        if self._shifted:
+            return
+        if self.after is None or isinstance(self.engine, Firmware):
+            raise EngineError("this gateway's devices have no other rows to drift to; give both sides the same config")
+        self.engine.shift(self.after)
+        self._shifted = True
+
+
+def _sentence(error: Any) -> str:
+    return " ".join(str(error.details() or error.code().name).split())[:300]
