@@ -228,16 +228,18 @@ def _plan(chosen: argparse.Namespace) -> None:
     if chosen.rounds < 0:
         raise ConfigError(f"--rounds {chosen.rounds} is no number of rounds; give at least 1")
     from midhaul import checkpoint, plan
-    from midhaul.plan import table
+    from midhaul.plan import picture, table
 
     goal = plan.goal(chosen.target, chosen.within, chosen.least)
     names = [name.strip() for name in chosen.schemes.split(",") if name.strip()]
     with _Progress(chosen.json) as progress:
         found = plan.plan(settings, goal, schemes=names, most=chosen.rounds, progress=progress, tell=progress.tell)
     out = chosen.out or chosen.config.with_name(f"{chosen.config.stem}-plan.toml")
+    page, command = out.with_suffix(".html"), f"midhaul run {out}"
     checkpoint.write(out, table.to_toml(found).encode())
+    checkpoint.write(page, picture.page(found, command).encode())
     if chosen.json:
-        print(json.dumps(table.to_table(found), indent=2))
+        print(json.dumps({**table.to_table(found), "page": str(page)}, indent=2))
         return
     print(_table(table.COLUMNS, table.rows(found), 120))
     print("\n>: chosen; *: no other that reaches the target costs less of everything; ~: by the curve, not simulated\n")
@@ -245,7 +247,7 @@ def _plan(chosen: argparse.Namespace) -> None:
         print(textwrap.fill(line, 80))
     for one in found.refused:
         print(textwrap.fill(f"not tried: {one.candidate.name}: {one.why}", 80, subsequent_indent="  "))
-    print(f"\nwritten to {out}; run it with: midhaul run {out}")
+    print(f"\nwritten to {out}; run it with: {command}\npage: {page}")
 
 
 def _size(chosen: argparse.Namespace) -> None:

@@ -204,6 +204,10 @@ def test_a_run_of_the_written_config_meets_the_target(tmp_path: Path, capsys: py
     assert cli.main([*arguments, "--schemes", "fedavg,transfer", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["meets"]
+    page = out.with_suffix(".html").read_text(encoding="utf-8")
+    assert told["page"] == str(out.with_suffix(".html"))
+    for words in ("Accuracy against bytes on the link", ">target 80 %<", "1 fedavg", "limit", "Not tried"):
+        assert words in page, words
     # transfer needs public rows, which this config has none of: refused by name, not dropped
     assert [one["scheme"] for one in told["refused"]] == ["transfer"]
     best = told["candidates"][0]

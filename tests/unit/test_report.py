@@ -343,12 +343,13 @@ def test_schemes_that_send_labels_or_examples_are_named(page: str) -> None:
 
 def test_every_chart_has_units_and_the_colour_of_every_scheme(page: str) -> None:
     charts = dict(re.findall(r'<svg [^>]*aria-label="([^"]*)">(.*?)</svg>', page, flags=re.DOTALL))
-    assert len(charts) == 8
+    assert len(charts) == 11
     for words in (
         "rounds",
         "test accuracy (%)",
         "bytes on the air",
         "energy of all devices",
+        "SRAM that a device needs",
         "flash of one device",
         "share",
     ):

@@ -6,22 +6,15 @@ import html
 import itertools
 import shlex
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from midhaul.report import bars, cells, charts, maps, spent
+from midhaul.report import bars, cells, charts, maps, markup, pareto, spent
 from midhaul.report.cells import CellMap
-from midhaul.report.css import CSS
 from midhaul.report.groups import Group, Row, Study, differing
-from midhaul.report.looks import GATE_STYLES, KIND_COLOURS, KIND_HATCHES, MARKER_PATHS, Style, styles
+from midhaul.report.looks import GATE_STYLES, KIND_COLOURS, KIND_HATCHES, Style, styles
 from midhaul.report.prose import crossing, findings, what_was_run
 from midhaul.report.runs import EVENTS, KINDS, Cascade, Run
 from midhaul.units import format_bytes, format_joules, format_seconds
-
-_CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_HATCH_LINES = {
-    "/": "M-8,6L4,-6M-2,6L10,-6M-14,6L-2,-6",
-    "x": "M-8,6L4,-6M-2,6L10,-6M-14,6L-2,-6M8,6L-4,-6M2,6L-10,-6M14,6L2,-6",
-}
 
 
 def page(studies: Sequence[Study]) -> str:
@@ -35,21 +28,15 @@ def page(studies: Sequence[Study]) -> str:
     parts = [_study(study, f"s{number}", len(studies) > 1) for number, study in enumerate(studies, start=1)]
     parts += [_settings(groups), _again([run for group in groups for run in group.runs])]
     versions = sorted({run.version for group in groups for run in group.runs})
-    foot = f"Written by midhaul from runs of version {', '.join(versions)}."
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_CSP}">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<title>{_e(title)}: midhaul</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n<h1>{_e(title)}</h1>\n"
-        + "\n".join(parts)
-        + f"\n<footer>{_e(foot)}</footer>\n</main>\n</body>\n</html>\n"
-    )
+    return markup.whole(title, parts, f"Written by midhaul from runs of version {', '.join(versions)}.")
 
 
 def _study(study: Study, name: str, with_heading: bool) -> str:
     looks, rows = styles(study.groups), study.rows()
     several = len(study.groups) > 1
-    legend = _legend((group.label, _swatch(looks[group.label])) for group in study.groups) if several else ""
+    legend = (
+        markup.legend((group.label, markup.swatch(looks[group.label])) for group in study.groups) if several else ""
+    )
     parts = [f"<h2>Data set: {_e(study.data)}</h2>"] if with_heading else []
     parts.append('<div class="about">')
     parts += [f"<p><b>{_e(head)}.</b> {_e(text)}</p>" for head, text in what_was_run(study).items()]
@@ -62,7 +49,7 @@ def _study(study: Study, name: str, with_heading: bool) -> str:
         "<h2>Accuracy, and what it costs</h2>",
         legend,
     ]
-    parts += [_accuracy(study, looks, name), _each_device(study, looks)]
+    parts += [_accuracy(study, looks, name), _each_device(study, looks), _fronts(study, looks, name)]
     parts += ["<h2>Memory of a device</h2>", _memory(study, looks, name)]
     parts += ["<h2>What crossed the link</h2>", _crossed(study, name)]
     parts.append(_went(study, looks, name))
@@ -80,22 +67,52 @@ def _accuracy(study: Study, looks: dict[str, Style], name: str) -> str:
     if not over_rounds:
         return "<p>No round of these runs was tested.</p>"
     seeds = " Lines are means over seeds, shades reach from the lowest to the highest seed." if several else ""
-    figures = [_figure(over_rounds, f"Test accuracy after each round.{seeds}")]
+    figures = [markup.figure(over_rounds, f"Test accuracy after each round.{seeds}")]
     for over, what in (("bytes", "had crossed the link"), ("joules", "the devices had spent")):
         svg = charts.accuracy(groups, looks, over, f"{name}-{over}")
         free = (
             " A level line is a scheme that spent nothing: a log axis has no zero." if charts.free(groups, over) else ""
         )
         none = f"<p>Accuracy over {over} is not drawn: none {what}.</p>"
-        figures.append(_figure(svg, f"The same against what {what} by then; left is cheap.{free}") if svg else none)
+        figures.append(
+            markup.figure(svg, f"The same against what {what} by then; left is cheap.{free}") if svg else none
+        )
     svg = charts.spread(groups, looks, f"{name}-spread")
     if svg:
         dot = "one device in one seed" if several else "one device"
         many = any(len(run.device_accuracy) * len(g.runs) > charts.STRIP_DEVICES for g in groups for run in g.runs)
         thin = f" Of many dots only {charts.STRIP_DEVICES} are drawn, evenly by rank." if many else ""
         note = f"Accuracy of each device. A dot is {dot}, a box the middle half, the thick line the median.{thin}"
-        figures.append(_figure(svg, note))
+        figures.append(markup.figure(svg, note))
     return f'<div class="grid">{"".join(figures)}</div>'
+
+
+def _fronts(study: Study, looks: dict[str, Style], name: str) -> str:
+    """Gives the Pareto plots, where there is something to choose among."""
+    spots = pareto.measured(study.groups, looks)
+    if len(spots) < 2:
+        return ""
+    aims = {row.to_target.accuracy for row in study.rows() if row.to_target is not None}
+    target = aims.pop() if len(aims) == 1 else 0.0
+    seeds = (
+        ", the mean over seeds; its line reaches from the lowest to the highest seed"
+        if any(len(group.runs) > 1 for group in study.groups)
+        else ""
+    )
+    end = "Where it reached its target or ended" if target else "Where it ended"
+    told = (
+        f"A mark is a scheme at the end of its run{seeds}. The grey stairs are the front: none on it is beaten in "
+        "accuracy by one that costs less. What cost nothing is at the left edge of a log axis."
+    )
+    told += " Hollow marks did not reach the target with every seed." if target else ""
+    said = {
+        "joules": f"{end}: accuracy against the energy of all devices.",
+        "seconds": "Against simulated time: computing, waiting for the band, time on the air.",
+        "bytes": "Against what crossed the link, up and down.",
+        "sram_bytes": "Against the SRAM of one device.",
+    }
+    drawn = pareto.figures(spots, f"{name}-pareto", said, target=target)
+    return f'<h2>Accuracy against cost: the fronts</h2><p class="note">{_e(told)}</p>{drawn}' if drawn else ""
 
 
 def _each_device(study: Study, looks: dict[str, Style]) -> str:
@@ -106,10 +123,10 @@ def _each_device(study: Study, looks: dict[str, Style]) -> str:
         if known:
             middle = statistics.median(value for value, _ in known)
             told = (f"{100 * known[0][0]:.1f}", f"{100 * middle:.1f}", f"{100 * known[-1][0]:.1f}", _e(known[0][1]))
-            lines.append([_label(group.label, looks), *told])
+            lines.append([markup.label(group.label, looks), *told])
     heads = ["scheme", "worst (%)", "median (%)", "best (%)", "the worst device"]
     return (
-        f"<details><summary>The worst and the best device</summary>{_table(heads, lines, (0, 4))}</details>"
+        f"<details><summary>The worst and the best device</summary>{markup.table(heads, lines, (0, 4))}</details>"
         if lines
         else ""
     )
@@ -121,7 +138,7 @@ def _memory(study: Study, looks: dict[str, Style], name: str) -> str:
         "Flash holds the program and the weights that stay as they are.",
         "SRAM holds what changes: trained weights, activations, gradients, the stack.",
     )
-    return f'<div class="grid">{"".join(map(_figure, figures, told))}</div>{_kinds_of_devices(study, looks)}'
+    return f'<div class="grid">{"".join(map(markup.figure, figures, told))}</div>{_kinds_of_devices(study, looks)}'
 
 
 def _kinds_of_devices(study: Study, looks: dict[str, Style]) -> str:
@@ -132,25 +149,25 @@ def _kinds_of_devices(study: Study, looks: dict[str, Style]) -> str:
         for kind in held if len(held) > 1 else ():
             sram, flash = _of(kind.sram_bytes, kind.sram_limit_bytes), _of(kind.flash_bytes, kind.flash_limit_bytes)
             cells = [f"{kind.num_devices:,}", _e(kind.board), _e(kind.radio), _e(kind.holds or "the same model")]
-            lines.append([_label(group.label, looks), *cells, f"{kind.parameters:,}", sram, flash])
+            lines.append([markup.label(group.label, looks), *cells, f"{kind.parameters:,}", sram, flash])
     if not lines:
         return ""
     heads = ["scheme", "devices", "board", "radio", "each holds", "parameters", "SRAM", "flash"]
     note = "Devices that differ. The figures above are of the group that leaves the least of its board's SRAM free."
-    return f'{_table(heads, lines, (0, 2, 3, 4))}<p class="note">{note}</p>'
+    return f'{markup.table(heads, lines, (0, 2, 3, 4))}<p class="note">{note}</p>'
 
 
 def _crossed(study: Study, name: str) -> str:
     present = [kind for kind in KINDS if any(g.kind_bytes(way)[kind] for g in study.groups for way in ("up", "down"))]
-    legend = _legend((kind, _patch(kind)) for kind in present)
+    legend = markup.legend((kind, _patch(kind)) for kind in present)
     ways = {"up": "From the devices to the server: what left the device.", "down": "From the server to the devices."}
-    figures = [_figure(charts.crossed(study.groups, way, f"{name}-{way}"), told) for way, told in ways.items()]
+    figures = [markup.figure(charts.crossed(study.groups, way, f"{name}-{way}"), told) for way, told in ways.items()]
     lines = []
     for group in study.groups:
         for way in ways:
             each = group.kind_bytes(way)
             lines.append([_e(group.label), way, *[format_bytes(each[kind]) if each[kind] else "" for kind in present]])
-    table = _table(["scheme", "way", *present], lines, (0, 1))
+    table = markup.table(["scheme", "way", *present], lines, (0, 1))
     return (
         f'<p>{_e(crossing(study.groups))}</p>{legend}<div class="grid">{"".join(figures)}</div>'
         f"<details><summary>Bytes of each kind</summary>{table}</details>"
@@ -173,7 +190,7 @@ def _aimed(rows: Sequence[Row], looks: dict[str, Style]) -> str:
                 format_bytes(cost.bytes),
             ]
         reached = f"{cost.num_reached} of {cost.num_seeds}"
-        lines.append([_label(row.label, looks), f"{100 * cost.accuracy:g}", reached, *told])
+        lines.append([markup.label(row.label, looks), f"{100 * cost.accuracy:g}", reached, *told])
     if not lines:
         return ""
     heads = ["scheme", "accuracy (%)", "seeds that reached it", "round", "simulated time", "energy", "bytes"]
@@ -182,7 +199,7 @@ def _aimed(rows: Sequence[Row], looks: dict[str, Style]) -> str:
         "Simulated time is that of the run's clock: computing, waiting for the band, time on the air, up to the "
         "slowest device or the deadline of each round. Energy and bytes: all devices together."
     )
-    return f'<h2>What the accuracy cost</h2>{_table(heads, lines, (0,))}<p class="note">{note}</p>'
+    return f'<h2>What the accuracy cost</h2>{markup.table(heads, lines, (0,))}<p class="note">{note}</p>'
 
 
 def _went(study: Study, looks: dict[str, Style], name: str) -> str:
@@ -194,14 +211,14 @@ def _went(study: Study, looks: dict[str, Style], name: str) -> str:
             continue
         joules, seconds = ({w: sum(part[w]) for w in spent.WHATS} for part in (run.spent.joules, run.spent.seconds))
         both = [f"{format_joules(joules[w])}<br><small>{format_seconds(seconds[w])}</small>" for w in spent.WHATS]
-        lines.append([_label(group.label, looks), *both, f"{run.spent.num_gone:,}"])
+        lines.append([markup.label(group.label, looks), *both, f"{run.spent.num_gone:,}"])
         drawn = [(of, bars.devices(run.spent, of, f"{name}-{of}{number}")) for of in ("joules", "seconds")]
         captions = {
             "joules": f"{spent.about(run.spent)} Red marks: the battery is empty.",
             "seconds": "What each device did, in simulated seconds, the busiest first.",
         }
-        shown = "".join(_figure(svg, captions[of]) for of, svg in drawn if svg)
-        of_run, grid = f"{_label(group.label, looks)}, seed {run.seed}", f'<div class="grid">{shown}</div>'
+        shown = "".join(markup.figure(svg, captions[of]) for of, svg in drawn if svg)
+        of_run, grid = f"{markup.label(group.label, looks)}, seed {run.seed}", f'<div class="grid">{shown}</div>'
         if len(study.groups) > 1:
             grid = f"<details><summary>{of_run}</summary>{grid}</details>"
         elif len(group.runs) > 1:
@@ -214,9 +231,11 @@ def _went(study: Study, looks: dict[str, Style], name: str) -> str:
         "Energy and simulated seconds of all devices together, of the first seed; resting is counted where radios have "
         "states (link.energy). Gone: devices whose battery is empty."
     )
-    legend = _legend((bars.WORDS[what], _block(bars.COLOURS[what], bars.HATCHES[what])) for what in spent.WHATS)
+    legend = markup.legend(
+        (bars.WORDS[what], markup.block(bars.COLOURS[what], bars.HATCHES[what])) for what in spent.WHATS
+    )
     return (
-        f'<h2>Where joules and seconds went</h2>{_table(heads, lines, (0,))}<p class="note">{note}</p>{legend}'
+        f'<h2>Where joules and seconds went</h2>{markup.table(heads, lines, (0,))}<p class="note">{note}</p>{legend}'
         f"{''.join(figures)}"
     )
 
@@ -230,12 +249,20 @@ def _in_cells(study: Study, looks: dict[str, Style], name: str) -> str:
         if run is None or run.cell is None or run.cell in told:
             continue
         told.append(run.cell)
-        of = f" ({_label(group.label, looks)}, seed {run.seed})" if len(study.groups) > 1 or len(group.runs) > 1 else ""
+        of = (
+            f" ({markup.label(group.label, looks)}, seed {run.seed})"
+            if len(study.groups) > 1 or len(group.runs) > 1
+            else ""
+        )
         where = "Triangles are base stations, circles devices indoors, squares outdoors, red crosses have no coverage."
-        figures = [_figure(maps.places(run.cell, f"{name}-map{number}"), where)]
+        figures = [markup.figure(maps.places(run.cell, f"{name}-map{number}"), where)]
         if svg := maps.rates(run.cell, f"{name}-rates{number}"):
-            figures.append(_figure(svg, "Each device with the whole band of its cell; those that share it are slower."))
-        table = _table(["devices up to", "ratio (dB)", "up (Mbit/s)", "down (Mbit/s)"], cells.rows(run.cell), (0,))
+            figures.append(
+                markup.figure(svg, "Each device with the whole band of its cell; those that share it are slower.")
+            )
+        table = markup.table(
+            ["devices up to", "ratio (dB)", "up (Mbit/s)", "down (Mbit/s)"], cells.rows(run.cell), (0,)
+        )
         parts.append(
             f'<h2>The cell{of}</h2><p>{_e(cells.about(run.cell))}</p><div class="grid">{"".join(figures)}</div>'
             f"<details><summary>Quantiles over the devices</summary>{table}</details>"
@@ -250,7 +277,11 @@ def _together(study: Study, looks: dict[str, Style], name: str) -> str:
     for number, (group, run) in enumerate(found):
         if run is None or run.cascade is None:
             continue
-        of = f" ({_label(group.label, looks)}, seed {run.seed})" if len(study.groups) > 1 or len(group.runs) > 1 else ""
+        of = (
+            f" ({markup.label(group.label, looks)}, seed {run.seed})"
+            if len(study.groups) > 1 or len(group.runs) > 1
+            else ""
+        )
         parts += [f"<h2>Answering together{of}</h2>", _answers(run.cascade, f"{name}-c{number}")]
     return "\n".join(parts)
 
@@ -277,7 +308,7 @@ def _answers(cascade: Cascade, name: str) -> str:
         )
     lines = []
     for spot in cascade.spots:
-        label = _e(spot.name) if not spot.gate else f"{_swatch(GATE_STYLES[spot.gate])}{_e(spot.name)}"
+        label = _e(spot.name) if not spot.gate else f"{markup.swatch(GATE_STYLES[spot.gate])}{_e(spot.name)}"
         accuracy = f"{100 * spot.accuracy:.1f}"
         lines.append([
             label,
@@ -295,14 +326,14 @@ def _answers(cascade: Cascade, name: str) -> str:
         f"computing and radio. The server is taken to do {cascade.server_gmacs:g} billion MACs a second. A model alone "
         "is asked about every query, and the other never runs."
     )
-    legend = _legend((gate, _swatch(GATE_STYLES[gate])) for gate in cascade.curves)
+    legend = markup.legend((gate, markup.swatch(GATE_STYLES[gate])) for gate in cascade.curves)
     captions = {
         "bytes": "A line for each gate, from a threshold of 0 to one of 1. Diamonds: one model alone. Ring: chosen.",
         "joules": "The same against the device's energy; left is cheap.",
         "seconds": "The same against the mean time until the device has an answer.",
     }
-    figures = [_figure(charts.tradeoff(cascade, over, f"{name}-{over}"), said) for over, said in captions.items()]
-    table = _table(heads, lines, (0,))
+    figures = [markup.figure(charts.tradeoff(cascade, over, f"{name}-{over}"), said) for over, said in captions.items()]
+    table = markup.table(heads, lines, (0,))
     return (
         f'<p class="lead">{_e(told)}</p>{table}<p class="note">{_e(note)}</p>{legend}'
         f'<div class="grid">{"".join(figures)}</div>'
@@ -332,7 +363,7 @@ def _happened(study: Study, looks: dict[str, Style]) -> str:
                     *counts,
                     _e(last),
                 ]
-                lines.append([_label(group.label, looks), *cells])
+                lines.append([markup.label(group.label, looks), *cells])
     if not lines:
         return ""
     heads = ["scheme", "seed", "device", "address", "arena", "stack", *EVENTS[1:], "the last that went wrong"]
@@ -340,7 +371,7 @@ def _happened(study: Study, looks: dict[str, Style]) -> str:
         "Devices behind an address run the C runtime; the others were simulated. Arena and stack are the most that the "
         "device measured, the arena with its share of what there is; the other numbers are how often it happened."
     )
-    return f'<h2>Devices on firmware</h2>{_table(heads, lines, (0, 3, 10))}<p class="note">{note}</p>'
+    return f'<h2>Devices on firmware</h2>{markup.table(heads, lines, (0, 3, 10))}<p class="note">{note}</p>'
 
 
 def _arena(run: Run, name: str) -> str:
@@ -352,9 +383,9 @@ def _arena(run: Run, name: str) -> str:
         "throughout, the others share space. The op shown is the one that needs most; the stack is not in the arena."
     )
     lines = [[_e(b.name), format_bytes(b.bytes), f"{b.offset:,}", str(b.first), str(b.last)] for b in run.buffers]
-    table = _table(["buffer", "size", "offset (B)", "first step", "last step"], lines, (0,))
+    table = markup.table(["buffer", "size", "offset (B)", "first step", "last step"], lines, (0,))
     return (
-        f"<h2>The arena of the device</h2>{_figure(svg, note)}"
+        f"<h2>The arena of the device</h2>{markup.figure(svg, note)}"
         f"<details><summary>The {len(lines)} buffers</summary>{table}</details>"
     )
 
@@ -370,7 +401,7 @@ def _summary(study: Study, rows: Sequence[Row], looks: dict[str, Style]) -> str:
         if best is not None and row.accuracy == best:
             accuracy = f'<strong class="best">{accuracy} <small>best</small></strong>'
         lines.append([
-            f'{_label(row.label, looks)}<br><small>{_e(run.title)}</small>',
+            f'{markup.label(row.label, looks)}<br><small>{_e(run.title)}</small>',
             accuracy,
             format_bytes(row.uplink_bytes),
             format_bytes(row.downlink_bytes),
@@ -387,7 +418,7 @@ def _summary(study: Study, rows: Sequence[Row], looks: dict[str, Style]) -> str:
         "the slowest device of each exchange, one exchange after another. Wall time: of the computer that ran it."
         f"{spread}"
     )
-    return f'{_table(heads, lines, (0,))}<p class="note">{note}</p>'
+    return f'{markup.table(heads, lines, (0,))}<p class="note">{note}</p>'
 
 
 def _gains(rows: Sequence[Row], looks: dict[str, Style]) -> str:
@@ -399,7 +430,7 @@ def _gains(rows: Sequence[Row], looks: dict[str, Style]) -> str:
             ends = (gains.tiny_first, gains.tiny_last, gains.large_first, gains.large_last)
             first, last, large_first, large_last = (f"{100 * share:.1f}" for share in ends)
             told = (first, last, f"{100 * gains.tiny:+.1f}", large_first, large_last, f"{100 * gains.large:+.1f}")
-            lines.append([_label(row.label, looks), *told])
+            lines.append([markup.label(row.label, looks), *told])
     if not lines:
         return ""
     heads = ["scheme", "tiny, first (%)", "last (%)", "gain", "large, first (%)", "last (%)", "gain"]
@@ -407,7 +438,7 @@ def _gains(rows: Sequence[Row], looks: dict[str, Style]) -> str:
         "First is before the first round, after whatever the server did by itself. The gain is in points of accuracy "
         "on the test rows; the large model's rows are the same."
     )
-    return f'<h2>What each model gained</h2>{_table(heads, lines, (0,))}<p class="note">{note}</p>'
+    return f'<h2>What each model gained</h2>{markup.table(heads, lines, (0,))}<p class="note">{note}</p>'
 
 
 def _settings(groups: Sequence[Group]) -> str:
@@ -420,7 +451,7 @@ def _settings(groups: Sequence[Group]) -> str:
             for run_label, run in zip((group.label for group in groups), first, strict=True)
         ]
         parts.append("<p>The runs differ in these settings, beside the scheme and the seed:</p>")
-        parts.append(_table(["scheme", *map(_e, keys)], lines, tuple(range(len(keys) + 1))))
+        parts.append(markup.table(["scheme", *map(_e, keys)], lines, tuple(range(len(keys) + 1))))
     for group in groups:
         run = group.runs[0]
         other = ", the other seeds likewise" if len(group.runs) > 1 else ""
@@ -438,7 +469,7 @@ def _again(runs: Sequence[Run]) -> str:
         [_e(name), _e(run.scheme), str(run.seed), _e(run.version), f"<code>{_e(run.model_sha256[:16])}</code>"]
         for name, run in zip(names, runs, strict=True)
     ]
-    table = _table(["folder", "scheme", "seed", "version", "model (SHA-256)"], lines, (0, 1, 3, 4))
+    table = markup.table(["folder", "scheme", "seed", "version", "model (SHA-256)"], lines, (0, 1, 3, 4))
     return (
         "<h2>How to reproduce</h2><p>Each folder keeps its settings in config.toml. Everything random is drawn from "
         "the seed, so with the same version on the same kind of machine each command ends with the same model, whose "
@@ -455,48 +486,8 @@ def _folders(runs: Sequence[Run]) -> list[str]:
     return ["/".join(each[common:]) for each in parts]
 
 
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], words: tuple[int, ...]) -> str:
-    """Gives a table of cells that are HTML already; the columns in `words` lean left, figures lean right."""
-
-    def cells(row: Sequence[str], tag: str) -> str:
-        lean = [' class="t"' if place in words else "" for place in range(len(row))]
-        return "".join(f"<{tag}{how}>{cell}</{tag}>" for how, cell in zip(lean, row, strict=True))
-
-    body = "".join(f"<tr>{cells(line, 'td')}</tr>" for line in lines)
-    return f'<div class="scroll"><table><thead><tr>{cells(heads, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _figure(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{_e(caption)}</figcaption></figure>"
-
-
-def _legend(entries: Iterable[tuple[str, str]]) -> str:
-    return f'<div class="legend">{"".join(f"<span>{mark}{_e(text)}</span>" for text, mark in entries)}</div>'
-
-
-def _label(label: str, looks: dict[str, Style]) -> str:
-    return f"{_swatch(looks[label])}{_e(label)}"
-
-
-def _swatch(look: Style) -> str:
-    dash = f' stroke-dasharray="{" ".join(f"{2 * step:g}" for step in look.dash)}"' if look.dash else ""
-    return (
-        f'<svg class="key" viewBox="-17 -6 34 12" aria-hidden="true"><path d="M-17,0H17" stroke="{look.colour}" '
-        f'stroke-width="2.4"{dash}/><path d="{MARKER_PATHS[look.marker]}" fill="{look.colour}" stroke="#fff"/></svg>'
-    )
-
-
 def _patch(kind: str) -> str:
-    return _block(KIND_COLOURS[kind], KIND_HATCHES.get(kind, ""))
-
-
-def _block(colour: str, hatches: str) -> str:
-    hatch = _HATCH_LINES.get(hatches[:1])
-    over = f'<path d="{hatch}" stroke="#fff" stroke-width="1"/>' if hatch else ""
-    return (
-        f'<svg class="key" viewBox="-9 -6 18 12" aria-hidden="true"><rect x="-9" y="-6" width="18" height="12" '
-        f'fill="{colour}"/>{over}</svg>'
-    )
+    return markup.block(KIND_COLOURS[kind], KIND_HATCHES.get(kind, ""))
 
 
 def _of(value: float, limit: int) -> str:

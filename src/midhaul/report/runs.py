@@ -169,6 +169,7 @@ class Run:
     cell: CellMap | None = None  # None where the devices were in none
     spent: Spent | None = None  # None in runs from before it was kept
     target: Target | None = None  # None where the run had none
+    simulated_seconds: float | None = None  # None in runs from before there was a clock
     workers: tuple[int, int, int] | None = None  # of a cluster: workers, machines, chunks that were done again
 
 
@@ -224,6 +225,7 @@ def read_run(path: Path) -> Run:
         cell=_cell(path / "cell.json") if (path / "cell.json").exists() else None,
         spent=spent.read(summary.table["spent"], summary.where) if "spent" in summary.table else None,
         target=spent.read_target(summary.table.get("target"), summary.where),
+        simulated_seconds=summary.real("simulated_seconds") if "simulated_seconds" in summary.table else None,
         workers=_workers(summary.inner("cluster")) if summary.table.get("cluster") is not None else None,
     )
     last = run.rounds[-1]
