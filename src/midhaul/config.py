@@ -6,6 +6,7 @@ Every key is a field below with its help, and nothing else is accepted. `docs/co
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -274,13 +275,17 @@ class SchemeConfig:
     cut: str = option(
         "",
         "split: the layer whose output is sent; empty: the first that can be. federated_split_mixed: several, a,b, "
-        "dealt in turn; empty: the deepest that fits a device's board",
+        "dealt in turn, or with counts as in scheme.width_mix; empty: the deepest that fits a device's board",
     )
     widths: str = option(
         "1,0.5,0.25,0.125,0.0625",
         "heterofl, fedrolex: shares of the channels; a device has the largest that fits its board",
     )
-    width_mix: str = option("", "heterofl, fedrolex: shares of the channels dealt to the devices in turn, instead")
+    width_mix: str = option(
+        "",
+        "heterofl, fedrolex: shares of the channels dealt to the devices in turn, instead; 1*3,0.5*7 are for the first "
+        "three and the other seven",
+    )
     test_width: float = option(
         0.0,
         "heterofl, fedrolex: width that new test devices test; 0: the largest that any device has",
@@ -291,7 +296,9 @@ class SchemeConfig:
         "16,8,4,2,1",
         "federated LoRA, unless tiny.lora_rank is set: a device's adapters have the largest rank that fits its board",
     )
-    rank_mix: str = option("", "federated LoRA: ranks dealt to the devices in turn, instead")
+    rank_mix: str = option(
+        "", "federated LoRA: ranks dealt to the devices in turn, instead, or with counts as in scheme.width_mix"
+    )
     half_lr: float = option(0.0, "split schemes: the server's learning rate behind the cut; 0: large.lr", low=0.0)
     pretrain: bool = option(False, "split schemes: both halves begin as trained on the server's public data")
     relay_groups: int = option(2, "group_split: groups that train side by side, with a relay in each", low=1)
@@ -382,6 +389,10 @@ class LinkConfig:
         "none",
         "how the weights that devices send are coded: none, or stages in this order: delta, then topk:SHARE, "
         "randk:SHARE or powersgd:RANK, then quantise:BITS, qsgd:LEVELS, sign or vote:STEP, then entropy",
+    )
+    up_bits: str = option(
+        "",
+        "bits of quantise in link.up dealt to the devices in turn, 8,4, or with counts, 8*3,4*7; empty: as in link.up",
     )
     down: str = option("none", "how the weights that devices are sent are coded: the same, less powersgd and vote")
     keep_frames: bool = option(
@@ -681,6 +692,37 @@ def parse_bytes(text: str) -> int:
     if not math.isfinite(size) or size < 1:
         raise ConfigError(f"{text!r} is not a usable size; write for example 512MB or 4GB")
     return int(size)
+
+
+def dealt(name: str, text: str, num_devices: int) -> list[str]:
+    """Gives what a setting deals to devices: `a,b` goes round, `a*3,b*7` is for the first three and the other seven.
+
+    Raises: ConfigError for a count that is no number, or counts that don't add up to the devices.
+
+    >>> dealt("scheme.width_mix", "1, 0.5", 3), dealt("scheme.width_mix", "1*2,0.5*1", 3)
+    (['1', '0.5', '1'], ['1', '1', '0.5'])
+    """
+    entries = [part.strip().partition("*") for part in text.split(",")]
+    values, counts = [value.strip() for value, _, _ in entries], [count.strip() for _, sign, count in entries if sign]
+    if not counts:
+        return [values[device % len(values)] for device in range(num_devices)]
+    if len(counts) < len(entries) or not all(count.isdigit() and int(count) for count in counts):
+        raise ConfigError(f"{name} is {text!r}; write one, or A,B to go round, or A*3,B*7 with a count for each")
+    if (total := sum(map(int, counts))) != num_devices:
+        raise ConfigError(
+            f"{name} names {total} devices and the data make {num_devices}; make the counts add up to "
+            f"{num_devices}, or leave them out to go round"
+        )
+    return [value for value, count in zip(values, counts, strict=True) for _ in range(int(count))]
+
+
+def counted(values: Iterable[str]) -> str:
+    """Gives the setting that deals these out to devices, the first to the first: what `dealt` reads.
+
+    >>> counted(["1", "1", "0.5", "1"])
+    '1*2,0.5*1,1*1'
+    """
+    return ",".join(f"{value}*{len(list(same))}" for value, same in itertools.groupby(values))
 
 
 def _section(kind: Any, section: str, values: Mapping[str, Any], where: str) -> Any:

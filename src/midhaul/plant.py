@@ -225,7 +225,7 @@ def build(
     notes = list(prepared.notes)
     if len(training) > 1:
         notes += [variants.about(group, need) for group, need in zip(training, needs, strict=True)]
-    coding = plan_coding(config, chosen, [group.program for group in groups])
+    coding = plan_coding(config, chosen, [group.program for group in groups], len(federation.train))
     around, told = _around(config, groups)
     built = (kit, engine, board, radio, need, needs, (*notes, *told), *names, coding, after, around, workers, found)
     return Plant(config, chosen, data, federation, *built)

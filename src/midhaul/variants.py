@@ -15,7 +15,7 @@ from torch import nn
 
 from midhaul import budget, rng, tree
 from midhaul.budget import Budget
-from midhaul.config import Config
+from midhaul.config import Config, dealt
 from midhaul.data import Dataset, Federation
 from midhaul.devices import profiles
 from midhaul.devices.profiles import Board
@@ -66,39 +66,37 @@ def boards(text: str, num_devices: int) -> list[Board]:
     >>> [board.name for board in boards("stm32l4*2,nrf52840*1", 3)]
     ['stm32l4', 'stm32l4', 'nrf52840']
     """
-    entries = [part.strip().partition("*") for part in text.split(",")]
-    found = [profiles.get(name) for name in names(text)]
-    counts = [count.strip() for _, sign, count in entries if sign]
-    if not counts:
-        return [found[device % len(found)] for device in range(num_devices)]
-    if len(counts) < len(entries) or not all(count.isdigit() and int(count) for count in counts):
-        raise ConfigError(f"fleet.board is {text!r}; write one, or A,B to go round, or A*3,B*7 with a count for each")
-    if (total := sum(map(int, counts))) != num_devices:
-        raise ConfigError(
-            f"fleet.board names {total} boards and the data make {num_devices} devices; make the counts add up to "
-            f"{num_devices}, or leave them out to go round"
-        )
-    return [board for board, count in zip(found, counts, strict=True) for _ in range(int(count))]
+    names(text)
+    return [profiles.get(name) for name in dealt("fleet.board", text, num_devices)]
 
 
-def candidates(config: Config, differs: str, cuts: Sequence[CutPoint] = ()) -> tuple[list[Variant], bool]:
-    """Gives the variants that the config names, the largest first, and whether it deals them out itself, in turn."""
+def candidates(
+    config: Config, differs: str, cuts: Sequence[CutPoint] = (), num_devices: int = 0
+) -> tuple[list[Variant], bool]:
+    """Gives the variants that the config names, the largest first, and whether it deals them out itself, in turn.
+
+    Raises: ConfigError for what can't be dealt, or not to so many devices.
+    """
     cfg = config.scheme
+
+    def each(name: str, text: str) -> str:
+        return ",".join(dealt(name, text, num_devices)) if "*" in text else text
+
     if differs == "width":
-        dealt = cfg.width_mix or cfg.widths
-        widths = _numbers("scheme.width_mix" if cfg.width_mix else "scheme.widths", dealt, 1.0)
+        mix = each("scheme.width_mix", cfg.width_mix)
+        widths = _numbers("scheme.width_mix" if mix else "scheme.widths", mix or cfg.widths, 1.0)
         found = [Variant(width=value) for value in widths]
         return (found, True) if cfg.width_mix else (sorted(found, key=lambda v: -v.width), False)
     if differs == "rank":
-        in_turn = cfg.rank_mix or str(config.tiny.lora_rank or "")  # one rank for all, if it is named
-        dealt = in_turn or cfg.ranks
-        ranks = _numbers("scheme.rank_mix" if cfg.rank_mix else "scheme.ranks", dealt, 1e6)
+        # one rank for all, if it is named
+        in_turn = each("scheme.rank_mix", cfg.rank_mix) or str(config.tiny.lora_rank or "")
+        ranks = _numbers("scheme.rank_mix" if cfg.rank_mix else "scheme.ranks", in_turn or cfg.ranks, 1e6)
         if any(value != int(value) for value in ranks):
-            raise ConfigError(f"a rank is a whole number, and one of {dealt!r} isn't")
+            raise ConfigError(f"a rank is a whole number, and one of {in_turn or cfg.ranks!r} isn't")
         found = [Variant(rank=int(value)) for value in ranks]
         return (found, True) if in_turn else (sorted(found, key=lambda v: -v.rank), False)
     if differs == "cut":
-        named = [name.strip() for name in cfg.cut.split(",") if name.strip()]
+        named = [name.strip() for name in each("scheme.cut", cfg.cut).split(",") if name.strip()]
         return [Variant(cut=name) for name in named or [point.name for point in reversed(cuts)]], bool(named)
     if differs == "model":
         return [Variant(model=name.strip()) for name in config.tiny.model.split(",")], True
@@ -160,7 +158,7 @@ def of_devices(
         )
     shape, num_rows = data.input_shape, most_rows(federation.train)
     points = slices.cut_points(prepared.module, shape) if scheme.differs == "cut" else ()
-    found, in_turn = candidates(config, scheme.differs, points)
+    found, in_turn = candidates(config, scheme.differs, points, len(held))
 
     def needs(variant: Variant, board: Board) -> Budget:
         module = prepared.module

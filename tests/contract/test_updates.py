@@ -93,6 +93,25 @@ def test_both_engines_code_alike(name: str, up: str, down: str) -> None:
     assert slow_ledger.kinds_up["weights"] < 0.6 * ledger.kinds_up["weights"]
 
 
+def test_devices_may_quantise_to_bits_of_their_own() -> None:
+    def of(bits: tuple[int, ...]) -> tuple[Server, Ledger]:
+        return run("fedavg", "stacked", Updates(update.parse("delta,quantise:8", "up"), bits=bits), 1)
+
+    (alike, all_bytes), (named, same_bytes) = of(()), of((8, 8, 8))
+    assert tree.largest_difference(alike.tree, named.tree) == 0.0
+    assert all_bytes.kinds_up == same_bytes.kinds_up
+    assert all_bytes.kinds_down == same_bytes.kinds_down
+    num = sum(value.numel() for value in alike.tree.values())
+    (mixed, fewer_bytes), (low, fewest_bytes) = of((8, 4, 4)), of((4, 4, 4))
+    assert all_bytes.kinds_up["weights"] - fewer_bytes.kinds_up["weights"] == pytest.approx(
+        num, abs=2
+    )  # 2 x half a byte
+    assert all_bytes.kinds_up["weights"] - fewest_bytes.kinds_up["weights"] == pytest.approx(1.5 * num, abs=2)
+    assert fewer_bytes.kinds_down["weights"] == all_bytes.kinds_down["weights"]
+    assert tree.largest_difference(mixed.tree, alike.tree) > 1e-5
+    assert tree.largest_difference(mixed.tree, low.tree) > 1e-5
+
+
 def fleet_of(how: Updates, loss: float = 0.0) -> tuple[OverLink, tree.Tree]:
     """Gives a fleet whose devices all send what they were sent and 0.01 more of it, and its first tree."""
     _, program, population = setting(SCHEMES["fedavg"])
@@ -331,6 +350,10 @@ def test_codes_are_the_same_bits_on_every_core() -> None:
         ({"run_engine": "firmware", "link_up": "delta,entropy"}, r"firmware can't do entropy of link\.up"),
         ({"run_engine": "firmware", "link_down": "quantise:8"}, r"take differences alone; put delta into link\.down"),
         ({"run_engine": "firmware", "scheme_name": "federated_split", "link_up": "delta"}, "code what FIT sends"),
+        ({"link_up_bits": "8,4"}, r"link\.up_bits are of quantise in link\.up"),
+        ({"link_up": "delta,quantise:8", "link_up_bits": "8,9"}, "'9' isn't a whole number of bits from 2 to 8"),
+        ({"link_up": "delta,quantise:8", "link_up_bits": "8*1,4*1000"}, r"link\.up_bits names 1001 devices"),
+        ({"link_up": "delta,quantise:8", "link_up_bits": "8,4", "run_engine": "firmware"}, "all told the same bits"),
     ],
 )
 def test_what_cannot_be_coded_is_refused(changes: dict[str, object], words: str) -> None:

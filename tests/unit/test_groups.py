@@ -154,7 +154,7 @@ def test_boards_go_round_or_are_counted() -> None:
     assert [b.name for b in variants.boards("stm32l4", 2)] == ["stm32l4"] * 2
     assert [b.name for b in variants.boards("stm32l4, rpi4", 3)] == ["stm32l4", "rpi4", "stm32l4"]
     assert [b.name for b in variants.boards("stm32l4*1,rpi4*2", 3)] == ["stm32l4", "rpi4", "rpi4"]
-    with pytest.raises(ConfigError, match="names 4 boards and the data make 3 devices"):
+    with pytest.raises(ConfigError, match="names 4 devices and the data make 3;"):
         variants.boards("stm32l4*2,rpi4*2", 3)
     for text in ("stm32l4*2,rpi4", "stm32l4*0,rpi4*3", "stm32l4*two"):
         with pytest.raises(ConfigError, match="with a count for each"):
@@ -255,6 +255,15 @@ def test_devices_may_hold_models_of_unlike_kinds() -> None:
         plant.build(config.replace(tiny_options={"linear": {"hidden": [3]}}), scheme=scheme)
     with pytest.raises(ConfigError, match=r"tiny\.options has 'hidden'; of several models it holds a table for each"):
         plant.build(config.replace(tiny_options={"hidden": [3]}), scheme=scheme)
+
+
+def test_widths_and_cuts_may_be_counted_device_by_device() -> None:
+    wide = Config().replace(**SMALL, scheme_name="heterofl", scheme_width_mix="1*1,0.5*3,1*2")
+    assert [(g.width, g.devices) for g in plant.build(wide).kit.groups] == [(1.0, (0, 4, 5)), (0.5, (1, 2, 3))]
+    with pytest.raises(ConfigError, match=r"scheme\.width_mix names 5 devices and the data make 6"):
+        plant.build(wide.replace(scheme_width_mix="1*2,0.5*3"))
+    with pytest.raises(ConfigError, match="with a count for each"):
+        plant.build(wide.replace(scheme_width_mix="1*2,0.5"))
 
 
 def test_every_group_must_fit_its_own_board() -> None:

@@ -119,7 +119,7 @@ class Coding:
         self.updates.restore({n.removeprefix("update/"): v for n, v in whole.items() if n.startswith("update/")})
 
 
-def plan_coding(config: Config, scheme: Scheme, programs: Iterable[Program]) -> Coding:
+def plan_coding(config: Config, scheme: Scheme, programs: Iterable[Program], num_devices: int) -> Coding:
     """Gives what [link] makes of activations and gradients. Raises: ConfigError for what can't be coded so."""
     link = config.link
     texts = {Kind.ACTIVATIONS: link.activations, Kind.GRADIENTS: link.gradients}
@@ -139,7 +139,7 @@ def plan_coding(config: Config, scheme: Scheme, programs: Iterable[Program]) -> 
                 coder.fits(program.call_front(program.initial, example, training=False)[0].numel())
         if scheme.part == "u":
             coder.fits(config.scheme.features)
-    updates = plan_updates(config, scheme)
+    updates = plan_updates(config, scheme, num_devices)
     return Coding(*coders.values(), error_feedback=link.error_feedback, correction=link.correction, updates=updates)
 
 

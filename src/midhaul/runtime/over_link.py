@@ -215,13 +215,13 @@ class OverLink:
     def _down(self, message: Message, asked: list[int], program: Program, step: Step) -> tuple[list[int], Message]:
         """Sends the message; gives the devices that it reached and the message as these unpacked it."""
         alike = not message.each and not message.each_settings
-        told = self.updates.asked(message, step.turn)
-        packed: dict[int, _Down] = {}
+        told = self.updates.asked(message, step.turn, asked[0])
+        packed: dict[tuple[int, int], _Down] = {}
         places: list[int] = []
         reached: list[_Down] = []
         many = Many.of(asked)
         if alike and many is not None and not self.updates.tells_apart:
-            down = packed[0] = self._packed(message.for_device(0), told, asked[0], step, alike=True)
+            down = packed[(0, 0)] = self._packed(message.for_device(0), told, asked[0], step, alike=True)
             came = self.carrier.carry_alike(many, [down.data] * len(asked), down.kinds, step, up=False)
             down.devices = list(many.where(came).devices)
             places = np.flatnonzero(came).tolist()
@@ -230,8 +230,10 @@ class OverLink:
                 self._read(down, down.devices[0], program)
         else:
             for place, device in enumerate(asked):
-                number = self.updates.like(device) if alike else place
+                number = self.updates.like(device) if alike else (place, 0)
                 if number not in packed:
+                    if self.updates.bits:
+                        told = self.updates.asked(message, step.turn, device)
                     packed[number] = self._packed(message.for_device(place), told, device, step, alike=alike)
                 down = packed[number]
                 if not self.carrier.carry(device, down.data, down.kinds, step, up=False):
@@ -245,6 +247,8 @@ class OverLink:
             self.updates.keep(down.devices, down.sent, down.wanted, down.got)
         if not places:
             return [], message
+        if self.updates.bits:  # the link codes for devices that do so in unlike ways, so an engine isn't told
+            told = {}
         return [asked[place] for place in places], _delivered(message.of_places(places), reached, told)
 
     def _read(self, down: _Down, device: int, program: Program) -> None:

@@ -16,15 +16,15 @@ Shape letters: N numbers of a frame's weights, side by side in the order of the 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from midhaul import rng, tree
-from midhaul.config import Config
+from midhaul.config import Config, dealt
 from midhaul.errors import ConfigError
 from midhaul.kit import Scheme
 from midhaul.link import lowrank, update
@@ -59,8 +59,17 @@ class Sent:
 class Updates:
     """The coders of weights on a link, and what its two ends remember for them."""
 
-    def __init__(self, up: Stages | None = None, down: Stages | None = None, *, error_feedback: bool = False) -> None:
+    def __init__(
+        self,
+        up: Stages | None = None,
+        down: Stages | None = None,
+        *,
+        error_feedback: bool = False,
+        bits: Sequence[int] = (),
+    ) -> None:
+        """`bits` are what each device quantises to, where they differ."""
         self.up, self.down = up, down
+        self.bits = tuple(bits)
         self.feeds_back = error_feedback and up is not None and up.is_biased
         self.held: dict[int, Tree] = {}  # what each device was last sent, as it got it; devices alike share one
         self.meant: dict[int, Tree] = {}  # and as it was meant
@@ -73,6 +82,12 @@ class Updates:
         """Tells whether there is anything to do."""
         return self.up is not None or self.down is not None
 
+    def up_of(self, device: int) -> Stages | None:
+        """Gives how a device codes what it sends."""
+        if self.up is None or not self.bits or device >= len(self.bits):
+            return self.up
+        return replace(self.up, level=float(self.bits[device]))
+
     @property
     def votes(self) -> bool:
         """Tells whether the majority of the devices decides."""
@@ -81,7 +96,7 @@ class Updates:
     @property
     def tells_apart(self) -> bool:
         """Tells whether a message that is the same for all may be another frame to each device."""
-        return self.down is not None
+        return self.down is not None or bool(self.bits)
 
     def begun(self, round: int) -> None:
         """Forgets what no frame of a new round can build on."""
@@ -89,11 +104,11 @@ class Updates:
             self.held, self.meant = {}, {}
         self._round = round
 
-    def asked(self, message: Message, turn: int) -> Settings:
+    def asked(self, message: Message, turn: int, device: int) -> Settings:
         """Gives the settings that tell a device how to code its reply; nothing where it sends no weights so."""
-        if message.op != Op.FIT or self.up is None or message.settings.get("send", "none") == "none":
+        up = self.up_of(device)
+        if message.op != Op.FIT or up is None or message.settings.get("send", "none") == "none":
             return {}
-        up = self.up
         flags = up.delta | self.feeds_back << 1
         level = int(up.level) if up.value in ("quantise", "qsgd") else 0
         told: Settings = {"code": up.coder | _SELECT.index(up.select) << 4 | flags << 8 | level << 12}
@@ -108,9 +123,10 @@ class Updates:
         """Gives a message's tensors as the device has them. `whole` is as the message was meant, `got` as it came."""
         return {name: value for name, value in self._apart(sent, whole, got).items() if name in whole}
 
-    def like(self, device: int) -> int:
-        """Gives a number that devices have in common to which the same message is the same frame."""
-        return id(self.held[device]) if self.down is not None and device in self.held else 0
+    def like(self, device: int) -> tuple[int, int]:
+        """Gives numbers that devices have in common to which the same message is the same frame."""
+        held = id(self.held[device]) if self.down is not None and device in self.held else 0
+        return held, self.bits[device] if device < len(self.bits) else 0
 
     def keep(self, devices: Iterable[int], sent: Sent, whole: Tree, got: Tree) -> None:
         """Notes what devices hold from now on that got the same message as the same tensors."""
@@ -130,10 +146,10 @@ class Updates:
         if own is not None and self.up is not None:
             names = tuple(_weights(reply))
             vector = _flat(reply, names)
-            coded = {UPDATE: Coded((len(vector),), own, self.up.macs(len(vector)))}
+            coded = {UPDATE: Coded((len(vector),), own, self.up.macs(len(vector)))}  # the same with any bits
             whole = {UPDATE: torch.from_numpy(vector), **_others(reply, names)}
             return Sent(whole, coded, names, base if self.up.delta else None)
-        return self._coded(self.up, reply, base, key._replace(device=device), turn, up=True)
+        return self._coded(self.up_of(device), reply, base, key._replace(device=device), turn, up=True)
 
     def came_up(self, sent: Sent, reply: Tree, got: Tree, device: int, *, own: bool = False) -> Tree:
         """Keeps what is owed, and gives what a scheme is to have."""
@@ -233,7 +249,7 @@ class Updates:
         return {name: coded[name] if name in coded else got[name] for name in whole}
 
 
-def plan_updates(config: Config, scheme: Scheme) -> Updates:
+def plan_updates(config: Config, scheme: Scheme, num_devices: int) -> Updates:
     """Gives what [link] makes of weights. Raises: ConfigError for what can't be coded so."""
     link, firmware = config.link, config.run.engine == "firmware"
     up, down = update.parse(link.up, "link.up"), update.parse(link.down, "link.down")
@@ -266,7 +282,27 @@ def plan_updates(config: Config, scheme: Scheme) -> Updates:
         raise ConfigError(
             f"link.up votes among the devices of a round, and {config.fleet.mode} has none; leave out vote"
         )
-    return Updates(up, down, error_feedback=link.error_feedback)
+    return Updates(up, down, error_feedback=link.error_feedback, bits=_bits(config, up, num_devices))
+
+
+def _bits(config: Config, up: Stages | None, num_devices: int) -> tuple[int, ...]:
+    """Gives what each device quantises to, nothing where all do as link.up says. Raises: ConfigError."""
+    text = config.link.up_bits
+    if not text:
+        return ()
+    if up is None or up.value != "quantise":
+        raise ConfigError(
+            f"link.up_bits are of quantise in link.up, which is {config.link.up!r}; set link.up = 'delta,quantise:8', "
+            "or leave out link.up_bits"
+        )
+    if config.run.engine == "firmware":
+        raise ConfigError(
+            "devices with firmware are all told the same bits; leave out link.up_bits or take another run.engine"
+        )
+    each = dealt("link.up_bits", text, num_devices)
+    if odd := [bits for bits in each if not bits.isdigit() or not 2 <= int(bits) <= 8]:
+        raise ConfigError(f"link.up_bits is {text!r}, and {odd[0]!r} isn't a whole number of bits from 2 to 8")
+    return tuple(int(bits) for bits in each)
 
 
 def _index(turn: int, *, up: bool) -> int:
