@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from midhaul.config import Config
 from midhaul.message import Kind
 from midhaul.models import slices, tiny
+from midhaul.plan.mixes import Mix
 from midhaul.plant import Plant, find_scheme
 
 # One or two of each way: what a plan looks at if it is told no names. Those that a run can't do are refused by name.
@@ -22,11 +23,12 @@ _MOST_CUTS = 3
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run: a scheme, and settings beside the person's own."""
+    """A way to run: a scheme, and settings beside the person's own; or a mix, which has settings for each device."""
 
     scheme: str
     changes: tuple[tuple[str, Any], ...] = ()
     label: str = "as given"
+    mix: Mix | None = None
 
     @property
     def name(self) -> str:
@@ -40,7 +42,11 @@ class Candidate:
     def with_change(self, label: str, *changes: tuple[str, Any]) -> Candidate:
         """Gives the candidate with settings of its own beside those it has."""
         whole = tuple({**dict(self.changes), **dict(changes)}.items())
-        return Candidate(self.scheme, whole, label if self.label == "as given" else f"{self.label}, {label}")
+        return Candidate(self.scheme, whole, label if self.label == "as given" else f"{self.label}, {label}", self.mix)
+
+    def with_mix(self, mix: Mix) -> Candidate:
+        """Gives the candidate with what a mix deals to each device."""
+        return replace(self.with_change(mix.label, *mix.changes), mix=mix)
 
 
 def first(names: Sequence[str], given: Config) -> list[Candidate]:

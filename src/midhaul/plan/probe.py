@@ -7,7 +7,7 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from midhaul import config as settings
 from midhaul import train
@@ -52,7 +52,10 @@ class Refused(NamedTuple):
 
 @dataclass
 class Probe:
-    """One candidate, as far as it was simulated, in a folder of its own."""
+    """One candidate, as far as it was simulated, in a folder of its own.
+
+    `aside` are settings beside its own on the rows that are left, where there are other devices than in the run.
+    """
 
     candidate: Candidate
     config: Config
@@ -60,6 +63,7 @@ class Probe:
     folder: Path
     accuracies: list[float] = field(default_factory=list)
     prices: list[Costs] = field(default_factory=list)
+    aside: tuple[tuple[str, Any], ...] = ()
 
     @property
     def begins_alike(self) -> bool:
@@ -145,7 +149,7 @@ def advance(
         if label == "rounds" and done >= rounds:
             raise _Enough
 
-    often = {"run_evaluate_every": 1, "run_checkpoint_every": every}
+    often = {**dict(tried.aside), "run_evaluate_every": 1, "run_checkpoint_every": every}
     known = like.folder / _START if like is not None and tried.begins_alike else None
     if known is not None and known.exists() and not folder.exists():
         shutil.copytree(known, folder / "checkpoint")

@@ -19,6 +19,8 @@ from midhaul.data import Dataset, load
 from midhaul.errors import ConfigError, MidhaulError
 from midhaul.plan.candidates import Candidate, changes, first
 from midhaul.plan.goals import Goal
+from midhaul.plan.mixes import Mix, mix, recipes
+from midhaul.plan.offers import Offers, of_fleet
 from midhaul.plan.probe import Forecast, Probe, Refused, advance, price, probe
 from midhaul.plan.rows import for_choosing
 from midhaul.plant import Plant as Built
@@ -100,7 +102,7 @@ def plan(
         search = _Search(given, goal, data, Path(folder), progress or (lambda label, done, total: None), tell)
         search.stage(first(schemes, given))
         for finalist in search.best(_FINALISTS):
-            search.stage(_changed(finalist), beside=[finalist])
+            search.stage([*_changed(finalist), *search.mixed(finalist)], beside=[finalist])
         search.stage(search.together())
         return search.plan()
 
@@ -129,6 +131,7 @@ class _Search:
         self.tried: list[Probe] = []
         self.refused: list[Refused] = []
         self.aside: Dataset | None = None
+        self.offers: dict[tuple[int, bool], Offers] = {}  # of devices' options, by the number of the candidate's plant
 
     def stage(self, candidates: Sequence[Candidate], beside: Sequence[Probe] = ()) -> None:
         """Tries candidates against one another, and against some that were tried before."""
@@ -156,12 +159,23 @@ class _Search:
             if self.aside is None:
                 self._put_aside(found.plant)
                 found = self._probe(candidate)
+            if candidate.mix is not None:
+                found.aside = self._dealt_aside(candidate.mix, found)
             self.tell(f"trying {candidate.name}")
             price(found, self.data, self.progress)
         except MidhaulError as error:
             self._refuse(candidate, error)
             return None
         return found
+
+    def _dealt_aside(self, made: Mix, found: Probe) -> tuple[tuple[str, object], ...]:
+        """Gives what the mix's recipe deals to the devices that are left where others are put aside, if any are."""
+        assert self.aside is not None
+        like = next(one for one in self.tried if one.candidate.scheme == found.candidate.scheme)
+        left = build(like.config, dataset=self.aside)
+        if len(left.federation.train) == len(found.plant.federation.train):
+            return ()
+        return mix(made.recipe, left, like.config, self.aside).changes
 
     def _probe(self, candidate: Candidate) -> Probe:
         folder = self.folder / str(len(self.tried) + len(self.refused))
@@ -187,6 +201,24 @@ class _Search:
             by_scheme.setdefault(one.candidate.scheme, one)
         return list(by_scheme.values())[:num]
 
+    def mixed(self, tried: Probe) -> list[Candidate]:
+        """Gives candidates in which each device has an option of its own, where devices are unlike."""
+        found: list[Candidate] = []
+        expected = tried.forecast(self.aim, self.most)
+        for recipe in recipes(tried.plant, self.goal, expected.rounds or self.most):
+            try:
+                key = (id(tried), recipe.with_bits)
+                if key not in self.offers:
+                    self.offers[key] = of_fleet(tried.plant, tried.config, self.data, with_bits=recipe.with_bits)
+                made = mix(recipe, tried.plant, tried.config, self.data, self.offers[key])
+            except MidhaulError as error:
+                self.tell(f"{tried.candidate.name}: no mix of options: {error}")
+                continue
+            if made.nearest:
+                self.tell(f"{tried.candidate.name}: {made.nearest}")
+            found.append(tried.candidate.with_mix(made))
+        return found
+
     def together(self) -> list[Candidate]:
         """Gives the best scheme with all the single changes that each made it better, where there are several."""
         ahead = self._sorted(self.tried)
@@ -197,7 +229,10 @@ class _Search:
         for one in own[:plain]:
             # The better of two changes of one setting was put in first.
             if not dict(one.candidate.changes).keys() & dict(merged.changes).keys():
-                merged = merged.with_change(one.candidate.label, *one.candidate.changes)
+                made = one.candidate.mix
+                merged = (
+                    merged.with_mix(made) if made else merged.with_change(one.candidate.label, *one.candidate.changes)
+                )
         return [merged] if plain > 1 else []
 
     def plan(self) -> Plan:

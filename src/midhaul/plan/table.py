@@ -32,7 +32,7 @@ def rows(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def sentences(plan: Plan) -> list[str]:
-    """Gives the choice in two sentences, and what it rests on in a third."""
+    """Gives the choice in two sentences, with who has what where devices differ, and what it rests on in a third."""
     best, forecast = plan.chosen
     known = "was simulated" if forecast.seen else "is expected by its curve, not seen,"
     lines = []
@@ -55,6 +55,8 @@ def sentences(plan: Plan) -> list[str]:
             f"{shown('joules', forecast.costs['joules'])}, {shown('seconds', forecast.costs['seconds'])} and "
             f"{shown('bytes', forecast.costs['bytes'])} on the link."
         )
+    if best.candidate.mix is not None:
+        lines.append(f"Each device has an option of its own. {best.candidate.mix.about}")
     lines.append(_second(plan))
     lines.append(
         f"Chosen on {plan.num_aside:,} rows that no test uses, where {100.0 * plan.aim.accuracy:.1f} % was asked for: "

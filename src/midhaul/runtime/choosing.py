@@ -193,7 +193,7 @@ def expected(kit: Kit, scheme: Scheme, rows: Sequence[int]) -> Expected:
     for group in kit.groups:
         own = list(group.devices)
         held = np.asarray([rows[device] for device in own], np.float64)
-        for macs_row, up_row, down_row, up_once, down_once in _works(kit, scheme, group):
+        for macs_row, up_row, down_row, up_once, down_once in works(kit, scheme, group):
             examples = held * kit.cfg.epochs
             busy_s = examples * macs_row * group.board.cycles_per_mac_f32 / group.board.clock_hz
             seconds[own] += busy_s
@@ -203,8 +203,8 @@ def expected(kit: Kit, scheme: Scheme, rows: Sequence[int]) -> Expected:
     return Expected(seconds, joules, up, down)
 
 
-def _works(kit: Kit, scheme: Scheme, group: Group) -> Iterator[tuple[float, float, float, float, float]]:
-    """Gives for each op of a round its MACs and its bytes up and down: of an example, and once."""
+def works(kit: Kit, scheme: Scheme, group: Group) -> Iterator[tuple[float, float, float, float, float]]:
+    """Gives for each op of a round its MACs and bytes up and down of an example, and its bytes up and down once."""
     program = group.program
     for work in scheme.work(kit.cfg):
         if work.op == Op.FIT:

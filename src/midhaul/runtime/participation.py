@@ -70,6 +70,11 @@ def check(scheme: Scheme, config: Config) -> None:
         raise ConfigError("a straggler does some of its epochs, at least 1; set scheme.epochs to at least 2")
 
 
+def speed(spread: float, device: int, seed: int) -> float:
+    """Gives how many times its seconds a device takes: exp(spread x normal), the same for the whole run."""
+    return math.exp(spread * float(rng.normal(rng.key(seed, 0, device, rng.Use.SPEED), 1)[0])) if spread else 1.0
+
+
 class Participation:
     """A fleet whose devices may be absent from a round, late in it, or short of time. Round 0 waits for all.
 
@@ -170,8 +175,7 @@ class Participation:
         if not spread:
             return 1.0
         if (device, seed) not in self._speeds:
-            drawn = float(rng.normal(rng.key(seed, 0, device, rng.Use.SPEED), 1)[0])
-            self._speeds[device, seed] = math.exp(spread * drawn)
+            self._speeds[device, seed] = speed(spread, device, seed)
         return self._speeds[device, seed]
 
     def _waits_for_all(self, key: rng.Key) -> bool:
