@@ -295,11 +295,7 @@ def _cohorts(devices: Sequence[int], num: int) -> Iterator[Sequence[int]]:
 
 def _way(spending: Spending, device: int, own: Conditions, *, up: bool) -> _Way:
     """Gives the line through what two messages take."""
-    points = []
-    for num_bytes in (1_000, 101_000):
-        before = spending.ledger.joules.get(str(device), 0.0)
-        seconds = spending.carry(device, own, num_bytes, 1, up=up)
-        points.append((seconds, spending.ledger.joules[str(device)] - before))
+    points = [spending.price(device, own, num_bytes, 1, up=up) for num_bytes in (1_000, 101_000)]
     byte_s, byte_j = ((points[1][place] - points[0][place]) / 100_000 for place in (0, 1))
     return _Way(points[0][0] - 1_000 * byte_s, byte_s, points[0][1] - 1_000 * byte_j, byte_j)
 
