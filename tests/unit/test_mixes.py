@@ -38,7 +38,7 @@ def offers(config: Config, *, with_bits: bool) -> tuple[plant.Plant, Offers]:
         ({"scheme_name": "heterofl"}, True, 0.02),
         ({"scheme_name": "fedavg"}, True, 0.02),
         ({"scheme_name": "fedavg", "link_down": "delta,quantise:8", "link_energy": "states"}, True, 0.02),
-        (SPLIT, False, 0.01),
+        (SPLIT, False, 0.02),
         (RANKS, False, 0.01),
         ({"scheme_name": "heterofl", **CELL}, False, 0.02),
         ({"scheme_name": "fedavg", "fleet_speed_spread": 0.5}, True, 0.02),
