@@ -6,10 +6,13 @@ Each command imports what it needs, so that help, and the refusal of a bad setti
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -123,6 +126,32 @@ def _parser() -> argparse.ArgumentParser:
     writes.add_argument("--temperature", type=float, default=1.0, help="0: the most likely token each time")
     writes.add_argument("--resample", default="server", help="who replaces a rejected draft: server or device")
     writes.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one key of the run")
+    serves = command("serve", _serve, "Run a scheme with devices behind gateways on other machines, which `join`.")
+    _add_config(serves, engine=False)
+    serves.add_argument("--listen", default="127.0.0.1", metavar="HOST:PORT", help="where gateways come to; port 9470")
+    serves.add_argument("--tls", type=Path, default=None, metavar="FOLDER", help="what `midhaul certs` made")
+    serves.add_argument("--gateways", type=int, default=0, metavar="N", help="begin with so many; 0: with every device")
+    serves.add_argument("--patience", type=float, default=0.0, metavar="S", help="wait for them so long; 0: for ever")
+    serves.add_argument("--metrics", default="", metavar="[HOST:]PORT", help="tell Prometheus at /metrics")
+    serves.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
+    joins = command("join", _join, "Hold some of a run's devices on this machine, until `midhaul serve` has ended.")
+    joins.add_argument("address", metavar="ADDRESS", help="where the server listens, HOST:PORT")
+    joins.add_argument("--data", default="", metavar="SPEC", help="which devices: har:subjects=1-10 or har:devices=0-4")
+    joins.add_argument("--share", default="", metavar="K/N", help="or every N-th device from the K-th on")
+    joins.add_argument("--devices", default="", metavar="LIST", help="where they are: qemu:cortex-m4*4,serial:/dev/...")
+    joins.add_argument("--engine", default="", help="stacked, loop or firmware; what fits if not given")
+    joins.add_argument("--tls", type=Path, default=None, metavar="FOLDER", help="with ca.crt and this gateway's key")
+    joins.add_argument("--name", default="", help="which key of the folder; a name where there is no TLS")
+    joins.add_argument("--patience", type=float, default=600.0, metavar="S", help="look for a lost server so long")
+    joins.add_argument("--gives-rows", action="store_true", help="let a scheme read examples of these devices")
+    joins.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="a setting of this machine, such as data.options"
+    )
+    tells = command("status", _status, "Show how a run that `midhaul serve` does is doing.")
+    tells.add_argument("address", metavar="ADDRESS", help="where the server listens, HOST:PORT")
+    tells.add_argument("--tls", type=Path, default=None, metavar="FOLDER", help="with ca.crt and a key")
+    tells.add_argument("--name", default="", help="which key of the folder")
+    tells.add_argument("--watch", type=float, default=0.0, metavar="S", help="show it anew so often, until it ends")
     keys = command(
         "certs", _certs, "Make an authority, a server's certificate and gateways' keys for `serve` and `join`."
     )
@@ -145,12 +174,14 @@ def _parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_config(command: argparse.ArgumentParser) -> None:
+def _add_config(command: argparse.ArgumentParser, *, engine: bool = True) -> None:
     command.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file (docs/config.md has the keys)")
     command.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="override one key; may be repeated"
     )
     command.add_argument("--out", type=Path, default=None, help="the output folder")
+    if not engine:
+        return
     command.add_argument("--engine", default="", help="the engine, for run.engine: loop, stacked, cluster, firmware")
     command.add_argument(
         "--devices", default="", metavar="LIST", help="where devices are, for run.devices: qemu:cortex-m4*4,host:*3"
@@ -178,14 +209,89 @@ def _run(chosen: argparse.Namespace) -> None:
     out = chosen.out or Path("runs") / f"{chosen.config.stem}-{settings.scheme.name}-{settings.run.seed}"
     with _Progress(chosen.json) as progress:
         result = train.run(settings, out, resume=chosen.resume, tell=progress.tell, progress=progress)
+    _tell_run(chosen, out, result.summary)
+
+
+def _tell_run(chosen: argparse.Namespace, out: Path, summary: dict[str, Any]) -> None:
     from midhaul import report  # with its plots, when they are wanted: the first round need not wait for it
 
     page = report.write([out], out / "report.html")
     if chosen.json:
-        print(json.dumps(result.summary, indent=2))
+        print(json.dumps(summary, indent=2))
         return
     print(report.table([out]))
     print(f"\nreport: {page}")
+
+
+def _serve(chosen: argparse.Namespace) -> None:
+    settings = _config(chosen)
+    if chosen.gateways < 0 or chosen.patience < 0.0:
+        raise ConfigError("--gateways and --patience are 0 or more")
+    from midhaul.federation import metrics, serve
+
+    out = chosen.out or Path("runs") / f"{chosen.config.stem}-{settings.scheme.name}-{settings.run.seed}"
+    place = serve.Place.of(chosen.listen, chosen.tls)
+    with _Progress(chosen.json) as progress, contextlib.ExitStack() as stack:
+
+        def watched(standing: serve.Standing) -> None:
+            if chosen.metrics:
+                stack.callback(metrics.start(chosen.metrics, standing.to_table))
+
+        result = serve.serve(
+            settings,
+            out,
+            place,
+            resume=chosen.resume,
+            num_gateways=chosen.gateways,
+            patience_s=chosen.patience,
+            tell=progress.tell,
+            progress=progress,
+            watched=watched,
+        )
+    _tell_run(chosen, out, result.summary)
+
+
+def _join(chosen: argparse.Namespace) -> None:
+    if chosen.patience <= 0.0:
+        raise ConfigError(f"--patience {chosen.patience:g} is no time to wait; give seconds above 0")
+    from midhaul.federation import join
+
+    share = join.Share(
+        chosen.data, chosen.share, chosen.devices, chosen.engine, tuple(chosen.set), gives_rows=chosen.gives_rows
+    )
+    with _Progress(chosen.json) as progress:
+        served = join.join(
+            chosen.address,
+            share,
+            tls=chosen.tls,
+            name=chosen.name,
+            patience_s=chosen.patience,
+            tell=lambda line: progress.tell(line, again=True),
+        )
+    if chosen.json:
+        print(json.dumps(served.to_table()))
+        return
+    print(f"the run has ended; {served.name} did {served.turns} turns for it in {served.seconds:.1f} s")
+
+
+def _status(chosen: argparse.Namespace) -> None:
+    from midhaul.federation import status
+
+    while True:
+        told = status.ask(chosen.address, chosen.tls, chosen.name)
+        if chosen.json:
+            print(json.dumps(told))
+        else:
+            if chosen.watch and sys.stdout.isatty():
+                print("\033[H\033[2J", end="")
+            print(status.heading(told))
+            print(_table(status.COLUMNS, status.rows(told)) if told["gateways"] else "no gateway is here yet")
+            for line in status.sentences(told):
+                print(textwrap.fill(line, 80))
+        sys.stdout.flush()
+        if not chosen.watch or told["phase"] == "done":
+            return
+        time.sleep(chosen.watch)
 
 
 def _compare(chosen: argparse.Namespace) -> None:
@@ -561,6 +667,7 @@ class _Progress:
         self.bar: Any = None
         self.label = ""
         self.told: set[str] = set()
+        self.lock = threading.RLock()  # what happens to gateways is told from other threads
 
     def __enter__(self) -> _Progress:
         return self
@@ -569,8 +676,11 @@ class _Progress:
         self._close()
 
     def __call__(self, label: str, done: int, total: int) -> None:
-        if self.quiet:
-            return
+        if not self.quiet:
+            with self.lock:
+                self._show(label, done, total)
+
+    def _show(self, label: str, done: int, total: int) -> None:
         if self.bar is None or label != self.label or done < self.bar.n:
             self._close()
             if self.title:
@@ -593,15 +703,17 @@ class _Progress:
         if done == total:
             self._close()
 
-    def tell(self, line: str) -> None:
-        """Shows a sentence; one that was shown before (a licence, say) isn't shown again."""
-        if not self.quiet and line not in self.told:
+    def tell(self, line: str, *, again: bool = False) -> None:
+        """Shows a sentence; one that was shown before (a licence, say) isn't shown again, unless it is to be."""
+        with self.lock:
+            if self.quiet or (line in self.told and not again):
+                return
             self.told.add(line)
             self._close()
             if self.title:
                 print(self.title, file=sys.stderr)
                 self.title = ""
-            print(f"  {line}", file=sys.stderr)
+            print(f"  {line}", file=sys.stderr, flush=True)
 
     def _close(self) -> None:
         if self.bar is not None:

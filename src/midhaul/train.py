@@ -110,6 +110,10 @@ def run(
             _await(plant.engine, tell)
         with hardware.at_work(plant.hardware):
             return _Run(plant, out, tell, progress).go(resume)
+    except BaseException:
+        if isinstance(plant.engine, Gateways):
+            plant.engine.close(says_goodbye=False)  # they look for the server that goes on with --resume
+        raise
     finally:
         if isinstance(plant.engine, Firmware | Gateways):
             plant.engine.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime as time
+import datetime
 import json
 import shutil
 import socket
@@ -89,8 +89,8 @@ def test_another_host_another_authority_and_a_forged_key_are_refused(folder: Pat
 
 
 def test_nobody_else_may_read_a_key(folder: Path) -> None:
-    secret = [*folder.rglob("*.key"), *folder.rglob("*.ssh"), folder / "token"]
-    assert len(secret) == 7
+    secret = [*folder.rglob("*.key"), *folder.rglob("*.ssh")]
+    assert len(secret) == 6
     assert {stat.S_IMODE(path.stat().st_mode) for path in secret} == {0o600}
     assert not any(b"PRIVATE" in path.read_bytes() for path in [*folder.rglob("*.crt"), *folder.rglob("*.pub")])
 
@@ -117,18 +117,18 @@ def test_a_gateway_is_added_and_nothing_else_changes(folder: Path) -> None:
 
 
 def test_a_gateways_machine_needs_its_own_files_alone(folder: Path, tmp_path: Path) -> None:
-    for name in ("ca.crt", "token", "gateways/a.crt", "gateways/a.key"):
+    for name in ("ca.crt", "gateways/a.crt", "gateways/a.key"):
         shutil.copy(folder / name, tmp_path)
     here, there = certs.read(tmp_path, "a"), certs.read(folder, "server")
-    assert (here.root, here.token) == (there.root, there.token)
-    assert len(here.token) == 64
+    assert here.root == there.root
+    assert here.key != there.key
     assert certs.names(tmp_path) == ("a",)
 
 
 def test_what_is_wrong_in_a_folder_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"ca.crt can't be read .*make it with `midhaul certs`"):
         certs.read(tmp_path, "a")
-    for name in ("ca.crt", "ca.key", "token", "server.crt", "server.key"):
+    for name in ("ca.crt", "ca.key", "server.crt", "server.key"):
         shutil.copy(folder / name, tmp_path)
     shutil.copy(folder / "gateways" / "a.key", tmp_path / "server.key")
     with pytest.raises(ConfigError, match=r"server.key is not the key of server.crt"):
@@ -143,12 +143,7 @@ def test_what_is_wrong_in_a_folder_is_said(folder: Path, tmp_path: Path, monkeyp
     with pytest.raises(ConfigError, match=r"is not the key of ca\.crt"):
         certs.make(tmp_path, gateways=["d"])
 
-    class Later(time.datetime):
-        @classmethod
-        def now(cls, tz: time.tzinfo | None = None) -> Later:
-            return cls(2100, 1, 1, tzinfo=tz)
-
-    monkeypatch.setattr(certs.time, "datetime", Later)
+    monkeypatch.setattr(certs, "now", lambda: datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC))
     with pytest.raises(ConfigError, match=r"expired on 20\d\d-\d\d-\d\d"):
         certs.read(folder, "server")
     with pytest.raises(ConfigError, match=r"the authority in .* expired on"):
@@ -176,7 +171,7 @@ def test_bad_arguments_are_refused(
 def test_the_command_tells_what_is_whose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["certs", str(tmp_path), "--hosts", "10.0.0.5", "--gateways", "a,b", "--days", "30"]) == 0
     said = capsys.readouterr().out
-    until = f"{time.datetime.now(time.UTC) + time.timedelta(days=30):%Y-%m-%d}"
+    until = f"{datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=30):%Y-%m-%d}"
     assert f"valid until {until}" in said
     assert "gateways/b.key" in said
     assert main(["certs", str(tmp_path), "--gateways", "a", "--json"]) == 0

@@ -2,18 +2,17 @@
 
 The folder that `make` writes has
 `ca.crt`, `ca.key`            the authority; its key signs, and belongs on no machine of the federation
-`server.crt`, `server.key`    what the server shows; `token`, what it and the gateways know in common
+`server.crt`, `server.key`    what the server shows
 `gateways/NAME.crt`, `.key`   what a gateway shows; `.ssh`, `.pub` are the same key as Flower's SuperNodes take it
 Every key is on the curve P-256, and readable by its owner alone.
 """
 
 from __future__ import annotations
 
-import datetime as time
+import datetime
 import ipaddress
 import os
 import re
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +32,11 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{
 
 @dataclass(frozen=True)
 class Material:
-    """What one side of a federation has in hand. `root` says whom it trusts; all are PEM but the token."""
+    """What one side of a federation has in hand, in PEM. `root` says whom it trusts."""
 
     root: bytes
     certificate: bytes
     key: bytes
-    token: str
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,6 @@ def make(folder: Path, hosts: Sequence[str] = (), gateways: Sequence[str] = ("ga
         raise ConfigError(
             f"{folder / 'server.crt'} is there already, so --hosts would change nothing; remove it and server.key first"
         )
-    if not (folder / "token").exists():
-        _write_key(folder / "token", secrets.token_hex(32).encode() + b"\n")
-        rows.append(("token", "-", "the server and every gateway"))
     for gateway in gateways:
         if (folder / "gateways" / f"{gateway}.crt").exists():
             continue
@@ -90,21 +85,18 @@ def make(folder: Path, hosts: Sequence[str] = (), gateways: Sequence[str] = ("ga
 def read(folder: Path, who: str) -> Material:
     """Gives what `who`, `server` or the name of a gateway, has in hand, from a folder that `make` wrote.
 
-    A gateway's machine needs ca.crt, token and its own pair, beside one another or as `make` laid them out.
+    A gateway's machine needs ca.crt and its own pair, beside one another or as `make` laid them out.
     Raises: ConfigError where a file is missing, damaged or expired, or a key isn't that of its certificate.
     """
     beside = folder if who == "server" or (folder / f"{who}.crt").exists() else folder / "gateways"
-    root, certificate, key, token = (
-        _read(path) for path in (folder / "ca.crt", beside / f"{who}.crt", beside / f"{who}.key", folder / "token")
-    )
+    root, certificate, key = (_read(path) for path in (folder / "ca.crt", beside / f"{who}.crt", beside / f"{who}.key"))
     for name, data in (("ca.crt", root), (f"{who}.crt", certificate)):
         found = _certificate(data, folder / name)
-        now = time.datetime.now(time.UTC)
-        if now > found.not_valid_after_utc:
+        if now() > found.not_valid_after_utc:
             raise ConfigError(
                 f"the certificate {folder / name} expired on {_day(found)}; make a new one with `midhaul certs`"
             )
-        if now < found.not_valid_before_utc:
+        if now() < found.not_valid_before_utc:
             raise ConfigError(
                 f"the certificate {folder / name} is valid from {found.not_valid_before_utc:%Y-%m-%d %H:%M} UTC only; "
                 "set this machine's clock right"
@@ -115,7 +107,12 @@ def read(folder: Path, who: str) -> Material:
         raise ConfigError(f"{beside / who}.key is no private key in PEM; make a new one with `midhaul certs`") from None
     if own.public_key() != _certificate(certificate, beside / f"{who}.crt").public_key():
         raise ConfigError(f"{beside / who}.key is not the key of {who}.crt; take both from the same `midhaul certs`")
-    return Material(root, certificate, key, token.decode(errors="replace").strip())
+    return Material(root, certificate, key)
+
+
+def now() -> datetime.datetime:
+    """Gives the time that certificates are held against."""
+    return datetime.datetime.now(datetime.UTC)
 
 
 def names(folder: Path) -> tuple[str, ...]:
@@ -184,8 +181,8 @@ def _signed(
 
     Source: RFC 5280, sections 4.2.1.3 (key usage), 4.2.1.6 (names), 4.2.1.9 (basic constraints), from memory.
     """
-    now = time.datetime.now(time.UTC).replace(microsecond=0)
-    end = now + time.timedelta(days=days)
+    began = now().replace(microsecond=0)
+    end = began + datetime.timedelta(days=days)
     is_root = root is None
     use = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
     builder = (
@@ -194,7 +191,7 @@ def _signed(
         .issuer_name(subject if root is None else root.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - time.timedelta(minutes=5))  # clocks differ
+        .not_valid_before(began - datetime.timedelta(minutes=5))  # clocks differ
         .not_valid_after(end if root is None else min(end, root.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=is_root, path_length=0 if is_root else None), critical=True)
         .add_extension(_usage(is_root), critical=True)
@@ -227,7 +224,7 @@ def _usage(is_root: bool) -> x509.KeyUsage:
 
 def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     root = _certificate(_read(folder / "ca.crt"), folder / "ca.crt")
-    if time.datetime.now(time.UTC) > root.not_valid_after_utc:
+    if now() > root.not_valid_after_utc:
         raise ConfigError(f"the authority in {folder} expired on {_day(root)}; make a new one in another folder")
     try:
         key = serialization.load_pem_private_key(_read(folder / "ca.key"), None)

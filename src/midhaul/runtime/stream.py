@@ -94,6 +94,7 @@ class Gateways:
         self.address = ""
         self.wait_s, self.simulated = wait_s, simulated
         self.opened: Callable[[Gateways], None] = lambda gateways: None  # is called once, when it listens
+        self.begins_with = 0  # gateways that are enough to begin with, whoever is missing; 0: those of every device
 
     @property
     def devices(self) -> tuple[int, ...]:
@@ -139,7 +140,7 @@ class Gateways:
         """Waits until every device is held by a gateway that is there. Raises: EngineError after `timeout_s`."""
         end = None if timeout_s is None else time.monotonic() + timeout_s
         with self._joined:
-            while missing := self.missing():
+            while (missing := self.missing()) and not 0 < self.begins_with <= self.num_here:
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0.0:
                     raise EngineError(
@@ -147,6 +148,11 @@ class Gateways:
                         f"missing) after {timeout_s:g} s; start the gateways that hold them"
                     )
                 self._joined.wait(left)
+
+    @property
+    def num_here(self) -> int:
+        """How many gateways are there."""
+        return sum(peer.connection is not None for peer in list(self.peers.values()))
 
     def missing(self) -> list[int]:
         """Gives the devices that no gateway holds that is there now."""
@@ -222,14 +228,15 @@ class Gateways:
         """Gives what an operator wants to know of each gateway, as plain values."""
         return [peer.to_table() for peer in list(self.peers.values())]
 
-    def close(self) -> None:
-        """Says goodbye to the gateways, and stops to listen."""
+    def close(self, *, says_goodbye: bool = True) -> None:
+        """Says goodbye to the gateways, or leaves them looking for the run's next server, and stops to listen."""
         if self._server is None:
             return
         with self._lock:
             for peer in self.peers.values():
                 if peer.connection is not None:
-                    peer.connection.out.put(Envelope(Sign.GOODBYE, self.run, 0, 0, b""))
+                    if says_goodbye:
+                        peer.connection.out.put(Envelope(Sign.GOODBYE, self.run, 0, 0, b""))
                     peer.connection.out.put(None)
         self._server.stop(2.0).wait()
         self._server = None
