@@ -22,9 +22,9 @@ from benchmarks.simulation.__main__ import OUT
 from benchmarks.simulation.works import WORKS, build, write
 from midhaul import halves, rng, tree
 from midhaul.kit import Kit
-from midhaul.link import frame, frames
+from midhaul.link import frame
 from midhaul.runtime.ledger import Ledger
-from midhaul.runtime.native import library
+from midhaul.runtime.native import framing, library
 from midhaul.runtime.over_link import OverLink
 from midhaul.runtime.participation import Participation
 from midhaul.runtime.stacked import Stacked
@@ -34,7 +34,7 @@ COUNTERS = "instructions,cycles,cache-references,cache-misses,L1-dcache-load-mis
 PARTS: tuple[tuple[Any, str, str], ...] = (
     (library, "run", "compiled kernels"),
     (Stacked, "exchange", "engine around them"),
-    (frames, "pack", "frames of alike replies"),
+    (framing, "pack", "frames of alike replies"),
     (frame, "pack", "frames one by one: made"),
     (frame, "unpack", "frames one by one: read"),
     (OverLink, "exchange_parts", "link: charging, delivering"),

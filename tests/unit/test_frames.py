@@ -1,10 +1,25 @@
+import ctypes
+import zlib
+
 import numpy as np
 import pytest
 import torch
 
+from midhaul.errors import FrameError
 from midhaul.link import frame, frames
 from midhaul.link.frame import Frame
 from midhaul.message import Op, Replies
+from midhaul.runtime.native import framing, library
+
+PACKS = [
+    pytest.param(frames.pack, id="numpy"),
+    pytest.param(
+        lambda *given: framing.pack(*given, keeps=True),
+        id="compiled",
+        marks=pytest.mark.skipif(bool(library.missing()), reason=library.missing()),
+    ),
+]
+compiled = pytest.mark.skipif(bool(library.missing()), reason=library.missing())
 
 
 def replies(**changes):
@@ -16,27 +31,30 @@ def replies(**changes):
     return Replies(**{**held.__dict__, **changes})
 
 
-def test_each_frame_is_the_one_that_pack_makes_of_its_reply():
+@pytest.mark.parametrize("pack", PACKS)
+def test_each_frame_is_the_one_that_pack_makes_of_its_reply(pack):
     given = replies()
-    made = frames.pack(Op.FIT, 9, given)
+    made = pack(Op.FIT, 9, given)
     for place, (device, reply) in enumerate(given):
         alone = Frame(Op.FIT, True, 9, device, {}, reply.tree, reply.weight, reply.metrics)
         assert made.data[place].tobytes() == frame.pack(alone)
         assert made.kinds == frame.bytes_by_kind(alone)
         back = frame.unpack(made.data[place].tobytes(), given.tree, given.metrics)
         assert (back.device, back.weight, back.metrics) == (device, reply.weight, reply.metrics)
-        assert all(torch.equal(back.tree[name], made.tree[name][place]) for name in given.tree)
+        assert all(torch.equal(back.tree[name], made.replies.tree[name][place]) for name in given.tree)
     assert made.sound.all()
     assert sum(made.kinds.values()) == made.data.shape[1]
 
 
+@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["tree", "metrics"])
-def test_a_frame_with_a_number_that_is_not_finite_is_not_sound(where):
+def test_a_frame_with_a_number_that_is_not_finite_is_not_sound(where, wrong, pack):
     given = replies()
     name = {"tree": "b", "metrics": "loss"}[where]
     bad = getattr(given, where)[name].clone()
-    bad[1] = float("nan")
-    made = frames.pack(Op.FIT, 1, replies(**{where: {**getattr(given, where), name: bad}}))
+    bad[1] = wrong
+    made = pack(Op.FIT, 1, replies(**{where: {**getattr(given, where), name: bad}}))
     assert made.sound.tolist() == [True, False, True]
 
 
@@ -53,7 +71,57 @@ def test_nobody_and_weights_without_sense_are_left_to_the_frame():
     assert frames.pack(Op.FIT, 1, nobody) is None
 
 
-def test_replies_without_tensors_have_frames_too():
-    made = frames.pack(Op.BACKWARD, 1, replies(tree={}))
+@pytest.mark.parametrize("pack", PACKS)
+def test_replies_without_tensors_have_frames_too(pack):
+    made = pack(Op.BACKWARD, 1, replies(tree={}))
     assert made.data.shape[1] == frame.HEADER_BYTES + 2 * frame.METRIC_BYTES + frame.CRC_BYTES
     assert np.array_equal(made.data[:, 16:20].copy().view("<u4")[:, 0], [2, 7, 70000])
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_one_number_that_is_not_finite_is_found_wherever_it_is(pack):
+    tree = {"w": torch.randn(40, 39)}
+    tree["w"][torch.arange(39), torch.arange(39)] = float("inf")
+    num = torch.ones(40).double()
+    made = pack(Op.FIT, 1, Replies(tuple(range(40)), tree, torch.zeros(40, dtype=torch.int64), num, {"rows": num}))
+    assert made.sound.tolist() == [False] * 39 + [True]
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_what_a_header_has_no_place_for_is_refused(pack):
+    with pytest.raises(FrameError, match="must be 0 to"):
+        pack(Op.FIT, 1 << 32, replies())
+    with pytest.raises(FrameError, match="must be 0 to"):
+        pack(Op.FIT, 1, replies(devices=(2, 7, 1 << 32)))
+
+
+@compiled
+def test_bytes_that_are_not_kept_are_sound_all_the_same():
+    given = replies()
+    given.tree["b"][2, 0] = float("nan")
+    made, kept = framing.pack(Op.FIT, 1, given), framing.pack(Op.FIT, 1, given, keeps=True)
+    assert made.data is None
+    assert made.sound.tolist() == kept.sound.tolist() == [True, True, False]
+    assert (made.num_bytes, made.kinds) == (kept.num_bytes, kept.kinds)
+
+
+@compiled
+def test_any_bit_that_changes_on_the_way_is_found():
+    made = frames.layout(Op.FIT, 1, replies())
+    data, sound = np.empty((3, len(made.pattern)), np.uint8), np.zeros(3, np.bool_)
+    job = framing.job(made, data, sound)
+    library.load().mk_frames_through(ctypes.byref(job))
+    assert sound.all()
+    for place in range(data.shape[1]):
+        data[1, place] ^= 1 << place % 8
+        assert [library.load().mk_frame_is_sound(ctypes.byref(job), device) for device in range(3)] == [1, 0, 1]
+        data[1, place] ^= 1 << place % 8
+
+
+@compiled
+def test_the_compiled_crc_is_that_of_zlib():
+    data = np.random.default_rng(1).integers(0, 256, 3000).astype(np.uint8)
+    for size in [*range(600), 1023, 1024, 2999]:
+        for start in (0, 1):
+            part = data[start : start + size]
+            assert library.load().mk_crc32(part.ctypes.data, size) == zlib.crc32(part.tobytes())

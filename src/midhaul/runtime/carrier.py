@@ -122,10 +122,17 @@ class Carrier:
         return arrived and not self.spending.is_empty(device)
 
     def carry_alike(
-        self, many: Many, frames: Sequence[bytes | memoryview], kinds: Kinds, step: Step, *, up: bool
+        self,
+        many: Many,
+        num_bytes: int,
+        kinds: Kinds,
+        step: Step,
+        *,
+        up: bool,
+        frames: Sequence[bytes | memoryview] = (),
     ) -> Flags:
-        """Does so with frames of one length, one a device, whose bytes are of the same kinds. Shapes: [D]."""
-        num_bytes = len(frames[0])
+        """Does so with frames of one length, one a device, whose bytes are of the same kinds; `frames` are those bytes,
+        if they are logged. Shapes: [D]."""
         tries, arrived = self._tries_alike(many, num_bytes, step, up=up)
         self._count(kinds, int(tries.sum()), up=up)
         if up and self.band is not None:

@@ -18,7 +18,7 @@ from midhaul import budget, rng, rules
 from midhaul.devices.profiles import Board
 from midhaul.errors import EngineError, FrameError
 from midhaul.fleet import Fleet, Group, Part
-from midhaul.link import frame, frames
+from midhaul.link import frame
 from midhaul.link.bits import Floats
 from midhaul.link.conditions import Surroundings
 from midhaul.link.frame import Frame
@@ -32,6 +32,7 @@ from midhaul.runtime.carrier import Carrier, Many, Step
 from midhaul.runtime.coding import Coding
 from midhaul.runtime.frame_log import Log
 from midhaul.runtime.ledger import Doubles, Kinds, Ledger
+from midhaul.runtime.native import framing
 from midhaul.runtime.spending import Spending
 from midhaul.runtime.updates import Sent
 from midhaul.tree import Tree
@@ -222,7 +223,8 @@ class OverLink:
         many = Many.of(asked)
         if alike and many is not None and not self.updates.tells_apart:
             down = packed[(0, 0)] = self._packed(message.for_device(0), told, asked[0], step, alike=True)
-            came = self.carrier.carry_alike(many, [down.data] * len(asked), down.kinds, step, up=False)
+            frames = [down.data] * len(asked)
+            came = self.carrier.carry_alike(many, len(down.data), down.kinds, step, up=False, frames=frames)
             down.devices = list(many.where(came).devices)
             places = np.flatnonzero(came).tolist()
             reached = [down] * len(places)
@@ -269,9 +271,9 @@ class OverLink:
     def _up(self, op: Op, replies: Replies, program: Program, step: Step, busy: dict[int, float]) -> Replies:
         """Codes and sends the replies; gives those that came through whole."""
         key, many = step.key, None if self._is_coded(replies, program) else Many.of(replies.devices)
-        made_alike = None if many is None else frames.pack(op, key.round, replies)
+        made_alike = None if many is None else framing.pack(op, key.round, replies, keeps=self.carrier.log is not None)
         if many is not None and made_alike is not None and made_alike.num_bytes <= frame.MAX_BYTES:
-            return self._up_alike(made_alike, replies, many, step)
+            return self._up_alike(made_alike, many, step)
         answers: dict[int, Reply] = {}
         voted: dict[int, tuple[tuple[str, ...], Floats]] = {}
         for device, reply in replies:
@@ -309,22 +311,21 @@ class OverLink:
         is_plain = replies.tree.keys() <= program.initial.keys() and replies.metrics.keys() <= set(_METRICS)
         return self.updates.is_on or bool(replies.coded) or not is_plain
 
-    def _up_alike(self, made: Frames, replies: Replies, many: Many, step: Step) -> Replies:
+    def _up_alike(self, made: Frames, many: Many, step: Step) -> Replies:
         """Sends replies whose frames are of one layout; gives those that came through whole."""
-        kept = np.ones(len(replies), np.bool_)
+        kept = np.ones(len(many.devices), np.bool_)
         if self.ledger.gone:
-            kept = np.asarray([not self.spending.is_empty(device) for device in replies.devices])
+            kept = np.asarray([not self.spending.is_empty(device) for device in many.devices])
         step.answered += int(kept.sum())
         sending = many.where(kept)
         if len(sending.devices):
-            data = made.data if kept.all() else made.data[kept]
-            kept[kept] = self.carrier.carry_alike(sending, [row.data for row in data], made.kinds, step, up=True)
+            frames = [] if made.data is None else [row.data for row in made.data[kept]]
+            kept[kept] = self.carrier.carry_alike(sending, made.num_bytes, made.kinds, step, up=True, frames=frames)
         refused = int((kept & ~made.sound).sum())
         self.ledger.refused += refused
         step.refused += refused
         kept &= made.sound
-        whole = Replies(replies.devices, made.tree, torch.zeros_like(replies.rows), replies.weight, replies.metrics)
-        return whole if kept.all() else whole.of_places(np.flatnonzero(kept).tolist())
+        return made.replies if kept.all() else made.replies.of_places(np.flatnonzero(kept).tolist())
 
     def _compute(self, message: Message, program: Program, replies: Replies) -> dict[int, float]:
         """Charges the boards' energy to the devices; gives how long each was at work. Units: seconds."""

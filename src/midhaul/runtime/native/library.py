@@ -1,4 +1,4 @@
-"""The compiled library and its structures, as `c/kernel.h` has them."""
+"""The compiled library and its structures, as `c/kernel.h` and `c/frames.h` have them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ NO_ACT, RELU, RELU6 = range(3)
 NO_POOL, MAX, MEAN = range(3)
 CROSS_ENTROPY, MSE = range(2)
 SGD, ADAM = range(2)
+BYTES, FLOATS, DOUBLES = range(3)
 
 
 class Layer(ctypes.Structure):
@@ -89,6 +90,22 @@ class HalfJob(ctypes.Structure):
     )
 
 
+class Field(ctypes.Structure):
+    """mk_field; `source` is its from."""
+
+    _fields_ = (("source", c_void_p), *((name, c_int64) for name in ("place", "size", "kind")))
+
+
+class Fields(ctypes.Structure):
+    """mk_frames."""
+
+    _fields_ = (
+        ("fields", POINTER(Field)),
+        *((name, c_void_p) for name in ("pattern", "data", "sound")),
+        *((name, c_int64) for name in ("num", "size", "num_fields", "step")),
+    )
+
+
 _lock = threading.Lock()
 
 
@@ -111,6 +128,10 @@ def _load() -> ctypes.CDLL:
     for name in ("mk_fit", "mk_pass"):
         getattr(library, name).argtypes = [POINTER(Job)]
     library.mk_encoder_steps.argtypes = [POINTER(HalfJob)]
+    library.mk_frames_through.argtypes, library.mk_frames_through.restype = [POINTER(Fields)], None
+    library.mk_frame_is_sound.argtypes = [POINTER(Fields), c_int64]
+    library.mk_crc32.argtypes, library.mk_crc32.restype = [c_void_p, c_int64], ctypes.c_uint32
+    library.mk_crc_prepare()
     library.mk_permutation.argtypes = [c_uint64, *[ctypes.c_uint32] * 3, c_int64, POINTER(c_int64)]
     library.mk_permutation.restype = None
     return library

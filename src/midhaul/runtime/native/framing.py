@@ -1,0 +1,47 @@
+"""The frames of a cohort's replies by the compiled library: each is written and read again in one call.
+
+The bytes are those of `link.frames.pack`, which does it where there is no compiler.
+
+Shape letters: D devices, L bytes of a frame.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import numpy as np
+import numpy.typing as npt
+
+from midhaul.link import frames
+from midhaul.link.frames import Bytes, Frames, Layout
+from midhaul.message import Op, Replies
+from midhaul.runtime.native import library
+from midhaul.runtime.native.library import Field, Fields
+
+_KINDS = {"<u4": library.BYTES, "<f4": library.FLOATS, "<f8": library.DOUBLES}
+
+
+def pack(op: Op, round: int, replies: Replies, *, keeps: bool = False) -> Frames | None:
+    """Gives the frames of replies, their bytes if it `keeps` them; None where they aren't of one layout.
+
+    Raises: FrameError for what the wire has no place for.
+    """
+    made = frames.layout(op, round, replies)
+    if made is None or sys.byteorder != "little" or library.missing():
+        return None if made is None else frames.written(made, replies)
+    size = len(made.pattern)
+    data, sound = np.empty((made.num if keeps else 1, size), np.uint8), np.empty(made.num, np.bool_)
+    library.load().mk_frames_through(ctypes.byref(job(made, data, sound)))
+    return Frames(data if keeps else None, size, sound, made.kinds, frames.came(replies))
+
+
+def job(made: Layout, data: Bytes, sound: npt.NDArray[np.bool_]) -> Fields:
+    """Gives what the library is told of frames. All three must live as long as it is used. Shapes: data [D, L], or
+    [1, L] where each frame is written over the one before it; sound [D]."""
+    listed = (Field * len(made.fields))()
+    for entry, own in zip(listed, made.fields, strict=True):
+        entry.source, entry.place, entry.size = own.values.__array_interface__["data"][0], own.place, own.size
+        entry.kind = _KINDS[own.values.dtype.str]
+    places = (made.pattern.ctypes.data, data.ctypes.data, sound.ctypes.data)
+    return Fields(listed, *places, made.num, data.shape[1], len(listed), data.shape[1] if len(data) == made.num else 0)
