@@ -25,18 +25,18 @@ from midhaul.config import Config
 from midhaul.plan import table
 from midhaul.units import format_bytes, format_joules
 
-SCHEMES = ("fedavg", "federated_transfer", "transfer")
+SCHEMES = ("fedavg", "federated_transfer")
 COMMON: dict[str, Any] = {
     "fleet_board": "nrf52840", "tiny_model": "mlp", "tiny_options": {"hidden": [16]}, "large_model": "mlp_large",
     "large_options": {"hidden": 64, "depth": 2}, "large_epochs": 10, "scheme_lr": 0.05, "scheme_momentum": 0.9,
-    "scheme_batch": 16, "scheme_distill_epochs": 20, "run_rounds": 24,
+    "scheme_batch": 16, "scheme_distill_epochs": 20, "run_rounds": 16,
 }  # fmt: skip
 # The settings of each data set, the target, and the limits. The first three were not looked at while the plan was made.
 WORKS: dict[str, tuple[dict[str, Any], str, str]] = {
     "fashion_mnist": (
-        {"data_partition": "dirichlet", "data_num_devices": 20, "data_alpha": 3.0, "data_max_rows": 100}
+        {"data_partition": "dirichlet", "data_num_devices": 20, "data_alpha": 3.0, "data_max_rows": 60}
         | {"data_public": 0.01},
-        "accuracy=0.7", "joules=20,hours=1",
+        "accuracy=0.65", "joules=20,hours=1",
     ),
     "fsdd": (
         {"data_partition": "iid", "data_num_devices": 12, "data_public": 0.2, "data_options": {"num_mels": 10}},
@@ -49,7 +49,7 @@ WORKS: dict[str, tuple[dict[str, Any], str, str]] = {
     "digits": (
         {"data_partition": "dirichlet", "data_num_devices": 20, "data_alpha": 3.0, "data_public": 0.15}
         | {"data_test": "shared"},
-        "accuracy=0.88", "joules=20,hours=1",
+        "accuracy=0.8", "joules=20,hours=1",
     ),
     "har": (
         {"data_partition": "natural", "data_max_rows": 100, "data_public": 0.3},
@@ -119,25 +119,28 @@ def outcome(data: str, seed: int, schemes: Sequence[str]) -> Outcome:
     )  # fmt: skip
 
 
-def show(data: str, rows: Sequence[Outcome]) -> None:
-    """Prints a line a seed."""
+def head(data: str) -> None:
+    """Prints what is planned for, and the heads of the columns."""
     _, target, within = WORKS[data]
     print(f"\n{data}: {target} within {within}")
     print(
         f"{'seed':>4} {'round':>6} {'reached':>7} {'expected %':>10} {'run %':>6} {'joules':>9} {'ratio':>6} "
         f"{'seconds':>8} {'bytes':>9} {'ratio':>7} {'on disk':>7} {'SRAM':>9} {'ratio':>6} {'CPU-s':>6}  choice"
     )
-    for row in rows:
-        rounds = f"{'' if row.seen else '~'}{row.round}"
-        ratios = [b / a for a, b in (row.joules, row.seconds, row.bytes)]
-        same = "same" if row.on_disk == row.bytes[1] else "other"
-        print(
-            f"{row.seed:4} {rounds:>6} {row.reached or '-':>7} {100 * row.accuracy[0]:10.1f} "
-            f"{100 * row.accuracy[1]:6.1f} {format_joules(row.joules[0]):>9} {ratios[0]:6.3f} {ratios[1]:8.3f} "
-            f"{format_bytes(row.bytes[0]):>9} {ratios[2]:7.4f} {same:>7} {format_bytes(row.sram[0]):>9} "
-            f"{row.sram[1] / row.sram[0]:6.3f} {row.took_s:6.0f}  {row.choice}",
-            flush=True,
-        )
+
+
+def show(row: Outcome) -> None:
+    """Prints a seed's line; ratios are the run's over what was expected."""
+    rounds = f"{'' if row.seen else '~'}{row.round}"
+    ratios = [b / a for a, b in (row.joules, row.seconds, row.bytes)]
+    same = "same" if row.on_disk == row.bytes[1] else "other"
+    print(
+        f"{row.seed:4} {rounds:>6} {row.reached or '-':>7} {100 * row.accuracy[0]:10.1f} "
+        f"{100 * row.accuracy[1]:6.1f} {format_joules(row.joules[0]):>9} {ratios[0]:6.3f} {ratios[1]:8.3f} "
+        f"{format_bytes(row.bytes[0]):>9} {ratios[2]:7.4f} {same:>7} {format_bytes(row.sram[0]):>9} "
+        f"{row.sram[1] / row.sram[0]:6.3f} {row.took_s:6.0f}  {row.choice}",
+        flush=True,
+    )
 
 
 def verdicts(found: dict[str, list[Outcome]]) -> None:
@@ -171,8 +174,11 @@ def main() -> None:
     chosen = parser.parse_args()
     found: dict[str, list[Outcome]] = {}
     for data in chosen.data.split(","):
-        found[data] = [outcome(data, int(seed), chosen.schemes.split(",")) for seed in chosen.seeds.split(",")]
-        show(data, found[data])
+        head(data)
+        found[data] = []
+        for seed in chosen.seeds.split(","):
+            found[data].append(outcome(data, int(seed), chosen.schemes.split(",")))
+            show(found[data][-1])
     verdicts(found)
 
 

@@ -239,9 +239,12 @@ def _around(config: Config, groups: tuple[Group, ...]) -> tuple[Surroundings | N
         return around, []
     num, served = around.coverage()
     if not served:
+        apart_m, then = around.nearest_m()
+        known = f" ({then} would be with {apart_m:,.0f})" if then else ""
         raise ConfigError(
             f"none of the {num} devices in the cell is in coverage, so none could answer; bring the base stations "
-            "nearer (link.inter_site_m), raise link.tx_dbm, or choose a radio that repeats more (link.radio = 'nb_iot')"
+            f"nearer (link.inter_site_m{known}), raise link.tx_dbm, or choose a radio that repeats more "
+            "(link.radio = 'nb_iot')"
         )
     told = f"{config.link.cell} cell: {num} devices"
     return around, [told + (f", {num - served} of them out of coverage, which won't answer" if num > served else "")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,30 @@ def test_a_device_without_coverage_does_not_answer_and_the_run_says_so() -> None
 def test_all_without_coverage_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["link.cell=uma", "link.inter_site_m=50000", "link.rings=0", "link.min_distance_m=15000"]
     said = []
-    for told in (settings, ["link.cell=umi", "link.bandwidth_mhz=0"], ["link.cell=umi", "link.radio=ble"]):
+    zero, none, far = ["link.bandwidth_mhz=0"], ["link.radio=ble"], ["link.inter_site_m=200000"]
+    for told in (settings, *(["link.cell=umi", *one] for one in (zero, none, far))):
         table = tmp_path / "config.toml"
         table.write_text("[fleet]\nboard = 'nrf9160'\n")
         options = [word for setting in told for word in ("--set", setting)]
         assert main(["run", str(table), *options, "--out", str(tmp_path / "run")]) == 2
         said.append(capsys.readouterr().err.strip().splitlines())
     assert "none of the 10 devices in the cell is in coverage" in said[0][-1]
+    assert "would be with" not in said[0][-1]  # the least distance leaves no room where base stations are near
     assert "the cell has a bandwidth of 0" in said[1][-1]
+    assert "the narrowest channel at 30 kHz has 5 MHz" in said[1][-1]
     assert "no device has a cellular radio" in said[2][-1]
+    found = re.search(r"link\.inter_site_m \((\d+) would be with ([\d,]+)\)", said[3][-1])
+    assert found, said[3]
+    near = [
+        "--set",
+        "link.cell=umi",
+        "--set",
+        f"link.inter_site_m={found[2].replace(',', '')}",
+        "--set",
+        "run.rounds=1",
+    ]
+    assert main(["run", str(table), *near, "--out", str(tmp_path / "near")]) == 0
+    assert f"{10 - int(found[1])} of them out of coverage" in capsys.readouterr().err
 
 
 def test_a_trace_sets_the_seconds_of_a_run(tmp_path: Path) -> None:

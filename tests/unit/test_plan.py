@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +87,6 @@ def test_where_the_test_is_of_other_people_other_people_are_put_aside() -> None:
     data = load("digits")
     people = np.arange(len(data)) % 12
     named = tuple(f"person {number}" for number in range(12))
-    from dataclasses import replace
-
     data = replace(data, device=people.astype(np.int64), device_names=named, held_out=people >= 8, key="person")
     config = DIGITS.replace(data_partition="natural", data_test="held_out", data_num_devices=0)
     federation = federate(data, partition="natural", test="held_out", seed=0)
@@ -224,6 +223,13 @@ def test_what_nothing_meets_gives_the_nearest_and_says_so(tmp_path: Path) -> Non
     found = plan.plan(DIGITS.replace(run_rounds=4), wanted, schemes=["local"])
     assert not found.meets
     assert "over the 1.0 uJ of joules" in table.sentences(found)[0]
+    assert "The limits don't allow a single round: the nearest, the first of local" in table.sentences(found)[1]
+    plain = next(tried for tried, _ in found.tried if not tried.candidate.changes)
+    between = (plain.costs(2)["joules"] + plain.costs(3)["joules"]) / 2
+    some = replace(found, goal=goal("accuracy=1", f"joules={between}"))
+    alone = replace(some, tried=((plain, plain.forecast(some.goal, 4)),))
+    best = 100.0 * plain.curve.best(2)
+    assert f"What the limits allow is {best:.1f} %, by local: as given in 2 rounds" in table.sentences(alone)[1]
     never = plan.plan(DIGITS.replace(run_rounds=4), goal("accuracy=1"), schemes=["fedavg"])
     assert never.chosen[1].rounds is None
     assert "in 4 rounds" in table.sentences(never)[0]

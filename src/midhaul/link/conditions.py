@@ -7,6 +7,7 @@ depends on the seed, the round, the time and who takes part in the step.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from midhaul.config import LinkConfig
 from midhaul.errors import ConfigError
-from midhaul.link import traces
+from midhaul.link import layout, traces
 from midhaul.link.cell import Cell
 from midhaul.link.channel import Channel, Flow
 from midhaul.link.radio import Radio
@@ -23,6 +24,7 @@ from midhaul.link.traces import Trace
 
 REPEATS = 4  # of a block that hybrid ARQ gave up, by the layer above: acknowledged mode of TS 38.322
 _NOTHING = 1e-12
+_LEAST_APART_M = 20.0  # base stations nearer than this are looked at no more
 MAX_SURVEYED = 2000  # devices on the map of a report
 
 
@@ -184,10 +186,40 @@ class Surroundings:
         """Gives how many devices a cell has, and how many of them are in coverage, each with the cell to itself."""
         if self.cell is None:
             return len(self.radios), len(self.radios)
-        channel = self.cell.channel(0)
-        alone = channel.most_blocks()
-        served = channel.up(alone).served & channel.down(alone).served
-        return len(served), int(served.sum())
+        return _coverage(self.cell)
+
+    def nearest_m(self) -> tuple[float, int]:
+        """Gives how far apart base stations may be for a device to be in coverage, about, and how many then are.
+
+        Units: metres; 0 where none is at any distance. The distance is halved until one is, then searched between.
+        """
+        if self.cell is None:
+            return 0.0, 0
+        cell, far = self.cell, self.cell.inter_site_m
+
+        def served(apart_m: float) -> int:
+            link = dataclasses.replace(cell.link, inter_site_m=apart_m)
+            try:
+                return _coverage(dataclasses.replace(cell, link=link, sites=layout.sites(link.rings, apart_m)))[1]
+            except ConfigError:  # link.min_distance_m leaves no room in so small a cell
+                return 0
+
+        near = far / 2.0
+        while near > _LEAST_APART_M and not served(near):
+            far, near = near, near / 2.0
+        if near <= _LEAST_APART_M:
+            return 0.0, 0
+        for _ in range(6):
+            middle = math.sqrt(near * far)
+            near, far = (middle, far) if served(middle) else (near, middle)
+        return near, served(near)
+
+
+def _coverage(cell: Cell) -> tuple[int, int]:
+    channel = cell.channel(0)
+    alone = channel.most_blocks()
+    served = channel.up(alone).served & channel.down(alone).served
+    return len(served), int(served.sum())
 
 
 def _conditions(radio: Radio, up: Flow, down: Flow, place: int, duties: tuple[float, float]) -> Conditions:

@@ -90,7 +90,10 @@ def grid(bandwidth_mhz: float, spacing_khz: int, duplex: str) -> Grid:
     if known is None:
         raise ConfigError(f"link.spacing_khz is {spacing_khz}; NR has {', '.join(map(str, RESOURCE_BLOCKS))}")
     if bandwidth_mhz <= 0.0:
-        raise ConfigError("the cell has a bandwidth of 0, so no device can be reached; set link.bandwidth_mhz, as 20")
+        raise ConfigError(
+            f"the cell has a bandwidth of {bandwidth_mhz:g}, so no device can be reached; set link.bandwidth_mhz: the "
+            f"narrowest channel at {spacing_khz} kHz has {min(known)} MHz"
+        )
     if bandwidth_mhz not in known:
         widths = ", ".join(map(str, known))
         raise ConfigError(

@@ -37,9 +37,11 @@ def sentences(plan: Plan) -> list[str]:
     known = "was simulated" if forecast.seen else "is expected by its curve, not seen,"
     lines = []
     if forecast.rounds is None:
+        excess, cost = plan.goal.excess(forecast.costs)
+        more = f", and {shown(cost, forecast.costs[cost])} of {cost}" if excess else ""
         lines.append(
             f"Nothing reaches {plan.goal} in {plan.most} rounds; {best.candidate.name} comes nearest, with "
-            f"{100.0 * forecast.accuracy:.1f} %. Allow more --rounds, a larger tiny.model, or a lower target."
+            f"{100.0 * forecast.accuracy:.1f} %{more}. Allow more --rounds, a larger tiny.model, or a lower target."
         )
     elif not plan.meets:
         excess, cost = plan.goal.excess(forecast.costs)
@@ -57,12 +59,35 @@ def sentences(plan: Plan) -> list[str]:
         )
     if best.candidate.mix is not None:
         lines.append(f"Each device has an option of its own. {best.candidate.mix.about}")
+    if plan.goal.limits and not plan.meets:
+        lines.append(_within(plan))
     lines.append(_second(plan))
     lines.append(
         f"Chosen on {plan.num_aside:,} rows that no test uses, where {100.0 * plan.aim.accuracy:.1f} % was asked for: "
         "the target and the standard error of so many rows. The run ends when its own test rows say so."
     )
     return lines
+
+
+def _within(plan: Plan) -> str:
+    """Says what the limits do allow: the most accurate candidate as far as they last, or what one round costs."""
+    found: list[tuple[float, int, Probe]] = []
+    for tried, _ in plan.tried:
+        rounds = next((n for n in range(plan.most, 0, -1) if not plan.goal.excess(tried.costs(n))[0]), 0)
+        if rounds:
+            found.append((tried.curve.best(rounds), rounds, tried))
+    if found:
+        accuracy, rounds, tried = max(found, key=lambda one: one[0])
+        return (
+            f"What the limits allow is {100.0 * accuracy:.1f} %, by {tried.candidate.name} in {_count(rounds)}: the "
+            "nearest target that can be met."
+        )
+    tried = min((one for one, _ in plan.tried), key=lambda one: plan.goal.excess(one.costs(1))[0])
+    _, cost = plan.goal.excess(tried.costs(1))
+    return (
+        f"The limits don't allow a single round: the nearest, the first of {tried.candidate.name}, takes "
+        f"{shown(cost, tried.costs(1)[cost])} {SAID[cost]}."
+    )
 
 
 def _second(plan: Plan) -> str:
