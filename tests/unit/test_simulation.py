@@ -1,9 +1,11 @@
 """The contest of simulators: what it counts, what it hands out, and what it writes."""
 
+import importlib.util
 import json
 
 import numpy as np
 import pytest
+from benchmarks import __main__ as every
 from benchmarks.simulation import __main__ as command
 from benchmarks.simulation import contest, table
 from benchmarks.simulation.sides import SCRIPTS, Side
@@ -141,3 +143,56 @@ def test_a_side_that_cannot_do_a_workload_says_why(tmp_path):
 def test_an_unknown_name_is_refused(arguments, capsys):
     assert command.main(arguments) == 2
     assert "there is no" in capsys.readouterr().err
+
+
+def two():
+    other = found()
+    other["spec"] = {**other["spec"], "name": "W2"}
+    other["scores"] = [other["scores"][0], score("slow", [2.0]), other["scores"][3]]
+    return {"W1": found(), "W2": other}
+
+
+def test_the_overview_has_each_ratio_once():
+    assert table.overview(two()) == [
+        ("midhaul is as fast as", "W1", "W2"),
+        ("midhaul", "1.00x", "1.00x"),
+        ("other", "2.00x", "-"),
+        ("slow", "-", "10.00x"),
+    ]
+    lines = table.aligned(table.overview(two())).splitlines()
+    assert lines[2] == "other                  2.00x       -"
+    assert table.aligned(table.overview(two())) in table.markdown(two(), "a machine", "a command")
+
+
+def test_the_plot_has_a_bar_for_what_was_measured(tmp_path):
+    table.plot(two(), tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert all(f">{text}</text>" in drawn for text in ("other", "slow", "2.0", "10", "midhaul 20 updates/s"))
+    assert ">gone</text>" not in drawn
+
+
+def test_a_workload_that_midhaul_did_not_end_has_no_ratio(tmp_path):
+    told = {"W1": found()}
+    told["W1"]["scores"][0] = score("midhaul", [], why_not="it ended: Error")
+    assert table.overview(told) == [("midhaul is as fast as", "W1"), ("other", "-")]
+    table.plot(told, tmp_path / "plot.svg")
+    assert "midhaul wasn&apos;t measured" in (tmp_path / "plot.svg").read_text(encoding="utf-8").replace("'", "&apos;")
+
+
+def test_what_few_turns_gave_is_not_written(capsys):
+    assert command.main(["--quick", "--write"]) == 2
+    assert "leave out --quick or --write" in capsys.readouterr().err
+
+
+def test_a_benchmark_that_fails_is_told_and_the_others_go_on(capfd):
+    parts = [every.Part("no_such_benchmark"), every.Part("timeit", ("-n", "1", "-r", "1", "pass"))]
+    assert every.main(["--quick"], parts) == 1
+    told = capfd.readouterr()
+    assert "[2 of 2] took" in told.out
+    assert "python -m no_such_benchmark ended with 1" in told.err.splitlines()
+    assert every.main([], parts[1:]) == 0
+
+
+def test_make_bench_has_benchmarks_that_are_there():
+    for part in every.PARTS:
+        assert importlib.util.find_spec(part.module), part.module
