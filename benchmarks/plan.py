@@ -56,6 +56,7 @@ WORKS: dict[str, tuple[dict[str, Any], str, str]] = {
         "accuracy=0.8", "joules=20,hours=1",
     ),
 }  # fmt: skip
+DRAWS = 4  # times the choice is simulated on other rows, whose mean is the accuracy expected
 UNTUNED = ("fashion_mnist", "fsdd", "irish5g")
 
 
@@ -89,9 +90,10 @@ def outcome(data: str, seed: int, schemes: Sequence[str]) -> Outcome:
     changes, target, within = WORKS[data]
     given = Config().replace(**{**COMMON, **changes, "data_name": data, "run_seed": seed})
     goal, began = plan.goal(target, within), time.process_time()
-    found = plan.plan(given, goal, schemes=schemes)
+    found = plan.plan(given, goal, schemes=schemes, draws=DRAWS)
     tried, forecast = found.chosen
     at = forecast.rounds or found.most
+    expected = forecast.accuracy if found.confirmed is None else found.confirmed.mean
     with TemporaryDirectory(prefix="midhaul-benchmark-") as folder:
         written = Path(folder) / "plan.toml"
         written.write_text(table.to_toml(found), encoding="utf-8")
@@ -108,7 +110,7 @@ def outcome(data: str, seed: int, schemes: Sequence[str]) -> Outcome:
     then = {"joules": reached["joules"], "seconds": reached["seconds"]} if reached["round"] is not None else None
     return Outcome(
         seed, tried.candidate.name, at, reached["round"], forecast.seen,
-        (forecast.accuracy, max(line["accuracy"] for line in upto)),
+        (expected, max(line["accuracy"] for line in upto)),
         (found.aim.accuracy - goal.accuracy),
         (forecast.costs["joules"], last["device_joules"]),
         (forecast.costs["seconds"], last["simulated_seconds"]),

@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "--schemes", default="", metavar="A,B,C", help="names from `midhaul schemes`; else one or two a way"
     )
     plans.add_argument("--rounds", type=int, default=0, metavar="N", help="rounds at most; the config's if not given")
+    plans.add_argument("--draws", type=int, default=2, metavar="N", help="times the choice is tried on other rows")
     plans.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one key; may be repeated")
     plans.add_argument("--out", type=Path, default=None, help="the config to write; CONFIG-plan.toml if not given")
     fits = command("size", _size, "Say whether a model fits a board, and what each op costs there.")
@@ -333,13 +334,16 @@ def _plan(chosen: argparse.Namespace) -> None:
     settings = _config(chosen)
     if chosen.rounds < 0:
         raise ConfigError(f"--rounds {chosen.rounds} is no number of rounds; give at least 1")
+    if chosen.draws < 0:
+        raise ConfigError(f"--draws {chosen.draws} is no number of draws; give 0 for none")
     from midhaul import checkpoint, plan
     from midhaul.plan import picture, table
 
     goal = plan.goal(chosen.target, chosen.within, chosen.least)
     names = [name.strip() for name in chosen.schemes.split(",") if name.strip()]
     with _Progress(chosen.json) as progress:
-        found = plan.plan(settings, goal, schemes=names, most=chosen.rounds, progress=progress, tell=progress.tell)
+        most, draws = chosen.rounds, chosen.draws
+        found = plan.plan(settings, goal, schemes=names, most=most, draws=draws, progress=progress, tell=progress.tell)
     out = chosen.out or chosen.config.with_name(f"{chosen.config.stem}-plan.toml")
     page, command = out.with_suffix(".html"), f"midhaul run {out}"
     checkpoint.write(out, table.to_toml(found).encode())

@@ -83,6 +83,45 @@ def test_rows_to_choose_on_leave_the_test_rows_out() -> None:
     assert not tested & {row.tobytes() for row in left.x}
 
 
+def test_a_choice_is_confirmed_on_other_rows_each_time() -> None:
+    data = load("digits")
+    federation = federate(data, partition="iid", num_devices=4, test="shared", seed=0)
+    trained = {data.x[row].tobytes() for part in federation.train for row in part}
+    tested = {data.x[row].tobytes() for row in federation.test[0]} - trained
+    marked = []
+    for draw in (1, 2):
+        other = rows.for_confirming(data, federation, DIGITS, draw)
+        assert other is not None
+        config, left = other
+        assert config.data.test == "held_out"
+        assert len(left) == len(data) - len(federation.test[0])
+        assert left.held_out.sum() == round(0.1 * len(left))  # half of the fifth that is put aside to choose on
+        marked.append(left.held_out)
+        assert not {row.tobytes() for row in left.x} & tested
+    assert (marked[0] & marked[1]).sum() < 0.3 * marked[0].sum()
+    own = DIGITS.replace(data_test="device")
+    assert rows.for_confirming(data, federate(data, partition="iid", num_devices=4, seed=0), own, 1) is None
+
+
+def test_devices_that_test_themselves_are_confirmed_on_their_own_rows() -> None:
+    data = load("digits")
+    data = replace(
+        data,
+        device=(np.arange(len(data)) % 6).astype(np.int64),
+        device_names=tuple(f"person {number}" for number in range(6)),
+        key="person",
+    )
+    config = DIGITS.replace(data_partition="natural", data_test="device", data_num_devices=0, data_max_rows=100)
+    federation = federate(data, partition="natural", test="device", max_rows=100, seed=0)
+    other = rows.for_confirming(data, federation, config, 1)
+    assert other is not None
+    changed, left = other
+    again = federate(left, partition="natural", test="held_out", max_rows=changed.data.max_rows, seed=0)
+    assert again.own_test
+    assert [len(part) for part in again.train] == [len(part) for part in federation.train] == [80] * 6
+    assert all(len(part) for part in again.test)
+
+
 def test_where_the_test_is_of_other_people_other_people_are_put_aside() -> None:
     data = load("digits")
     people = np.arange(len(data)) % 12
@@ -203,6 +242,10 @@ def test_a_run_of_the_written_config_meets_the_target(tmp_path: Path, capsys: py
     assert cli.main([*arguments, "--schemes", "fedavg,transfer", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["meets"]
+    expected = told["expected"]
+    assert len(expected["accuracies"]) == 2
+    assert expected["rounds"] == told["candidates"][0]["rounds"]
+    assert f"Simulated again on 2 other draws of {expected['num_rows']} rows" in told["sentences"][-1]
     page = out.with_suffix(".html").read_text(encoding="utf-8")
     assert told["page"] == str(out.with_suffix(".html"))
     for words in ("Accuracy against bytes on the link", ">target 80 %<", "1 fedavg", "limit", "Not tried"):

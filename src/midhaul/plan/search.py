@@ -18,6 +18,7 @@ from midhaul.config import Config
 from midhaul.data import Dataset, load
 from midhaul.errors import ConfigError, MidhaulError
 from midhaul.plan.candidates import Candidate, changes, first
+from midhaul.plan.confirm import Confirmed, confirm
 from midhaul.plan.goals import Goal
 from midhaul.plan.mixes import Mix, mix, recipes
 from midhaul.plan.offers import Offers, of_fleet
@@ -47,6 +48,7 @@ class Plan:
     tried: tuple[tuple[Probe, Forecast], ...]
     refused: tuple[Refused, ...]
     config: Config
+    confirmed: Confirmed | None = None  # the chosen one on rows that it wasn't chosen on
 
     @property
     def chosen(self) -> tuple[Probe, Forecast]:
@@ -87,6 +89,7 @@ def plan(
     *,
     schemes: Sequence[str] = (),
     most: int = 0,
+    draws: int = 0,
     progress: Progress | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Plan:
@@ -94,6 +97,7 @@ def plan(
 
     A run may take `most` rounds, or as many as the config says. Candidates are chosen by rows put aside from what the
     devices train on (`plan.rows`): the test rows are left for the run. Costs are those of the config's own devices.
+    The chosen one is simulated again on so many other `draws` of such rows (`plan.confirm`).
     Raises: MidhaulError in one sentence, if nothing can be tried.
     """
     given = given.replace(run_rounds=most or given.run.rounds)
@@ -104,7 +108,7 @@ def plan(
         for finalist in search.best(_FINALISTS):
             search.stage([*_changed(finalist), *search.mixed(finalist)], beside=[finalist])
         search.stage(search.together())
-        return search.plan()
+        return search.confirmed(search.plan(), draws)
 
 
 def _changed(tried: Probe) -> list[Candidate]:
@@ -241,6 +245,19 @@ class _Search:
         best, forecast = tried[0]
         config = self._config(best, forecast)
         return Plan(self.goal, self.aim, self.num_aside, self.most, tuple(tried), tuple(self.refused), config)
+
+    def confirmed(self, found: Plan, draws: int) -> Plan:
+        """Gives the plan with what its choice comes to on other rows; as it is where that can't be told."""
+        best, forecast = found.chosen
+        if not draws:
+            return found
+        self.tell(f"simulating {best.candidate.name} again on other rows")
+        try:
+            told = confirm(best, forecast, self.most, draws, self.data, self.folder / "confirm", self.progress)
+        except MidhaulError as error:
+            self.tell(f"{best.candidate.name} on other rows: {error}")
+            return found
+        return replace(found, confirmed=told)
 
     def _config(self, best: Probe, forecast: Forecast) -> Config:
         """Gives the config to run: with rounds to spare, as many as the limits allow."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from midhaul import config as settings
@@ -66,6 +67,13 @@ def sentences(plan: Plan) -> list[str]:
         f"Chosen on {plan.num_aside:,} rows that no test uses, where {100.0 * plan.aim.accuracy:.1f} % was asked for: "
         "the target and the standard error of so many rows. The run ends when its own test rows say so."
     )
+    if (again := plan.confirmed) is not None:
+        several = f", {100.0 * again.spread:.1f} points of deviation" if len(again.accuracies) > 1 else ""
+        times = "another draw" if len(again.accuracies) == 1 else f"{len(again.accuracies)} other draws"
+        lines.append(
+            f"Simulated again on {times} of {again.num_rows:,} rows it came to {100.0 * again.mean:.1f} %{several}, "
+            f"after {_count(again.rounds)}: that is what the run is expected to come to by then."
+        )
     return lines
 
 
@@ -119,6 +127,7 @@ def to_table(plan: Plan) -> dict[str, Any]:
         "least": plan.goal.least,
         "meets": plan.meets,
         "sentences": sentences(plan),
+        "expected": None if plan.confirmed is None else dataclasses.asdict(plan.confirmed),
         "candidates": [
             {
                 "scheme": tried.candidate.scheme,
