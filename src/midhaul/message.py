@@ -150,6 +150,9 @@ class Message:
         """Gives the same message addressed to fewer devices."""
         if not self.each and not self.each_settings and not self.coded:
             return self
+        own = (*self.each.values(), *self.each_settings.values(), self.coded)
+        if places == list(range(max(map(len, own)))):  # all of them
+            return self
         at = torch.tensor(places, dtype=torch.int64)
         return replace(
             self,
@@ -295,6 +298,8 @@ def widen(value: Tensor, num_rows: int) -> Tensor:
 
 def pad_rows(values: list[Tensor], num_rows: int) -> Tensor:
     """Stacks [B_d, ...] tensors into [D, num_rows, ...], zeros behind the last row of each."""
+    if all(len(value) == num_rows for value in values):
+        return torch.stack(values)
     out = values[0].new_zeros((len(values), num_rows, *values[0].shape[1:]))
     for place, value in enumerate(values):
         out[place, : value.shape[0]] = value

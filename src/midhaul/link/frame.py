@@ -399,7 +399,8 @@ def _tensor_of(name: str, array: npt.NDArray[Any], dtype: _Dtype) -> Tensor:
         value = value.view(torch.bfloat16)
     if not value.is_floating_point():
         return value.to(torch.int64)
-    if not bool(torch.isfinite(value).all()):
+    finite = torch.isfinite(value).all() if dtype.torch == torch.bfloat16 else np.isfinite(array).all()
+    if not finite:
         raise FrameError(f"tensor {name} holds numbers that aren't finite; the sender's model diverged or lies")
     return value
 

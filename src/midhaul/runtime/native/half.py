@@ -88,7 +88,8 @@ class Half:
         vectors = [_packed(layout, whole, "")]
         kinds = ("m.", "v.") if optimizer.name == "adam" else ("m.",)
         vectors += [_packed(layout, memory, kind) for kind in kinds]
-        g, loss = torch.zeros_like(h), torch.zeros(len(order), dtype=torch.float64)
+        every = len(order) == len(h) and min(num) == h.shape[1]
+        g, loss = (torch.empty_like if every else torch.zeros_like)(h), torch.zeros(len(order), dtype=torch.float64)
         start = np.asarray([place * h.shape[1] for place in order], np.int64)
         counts = np.asarray(num, np.int64)
         shape = _structure(layout, h[0, 0].numel())
