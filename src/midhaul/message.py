@@ -150,8 +150,8 @@ class Message:
         """Gives the same message addressed to fewer devices."""
         if not self.each and not self.each_settings and not self.coded:
             return self
-        own = (*self.each.values(), *self.each_settings.values(), self.coded)
-        if places == list(range(max(map(len, own)))):  # all of them
+        nums = [*map(len, self.each.values()), *map(len, self.each_settings.values()), len(self.coded)]
+        if places == list(range(max(nums))):  # all of them
             return self
         at = torch.tensor(places, dtype=torch.int64)
         return replace(

@@ -108,8 +108,11 @@ class Optimizer:
 class HalfSteps(Protocol):
     """What may do the steps of a server's half in place of autograd, where it knows the half."""
 
-    def knows(self, h: Tensor, optimizer: Optimizer) -> bool:
-        """Tells whether it can step on activations like h [D, B, H]."""
+    def knows(self, h: Tensor, optimizer: Optimizer | None = None) -> bool:
+        """Tells whether it can step on activations like h [D, B, H], or without an optimiser, answer for them."""
+
+    def outputs(self, whole: Tree, h: Tensor) -> Tensor:
+        """Gives the logits of activations. Shapes: h [D, B, H] -> [D, B, C]."""
 
     def steps(
         self, whole: Tree, memory: Tree, optimizer: Optimizer, h: Tensor, y: Tensor, rows: list[int], order: list[int]

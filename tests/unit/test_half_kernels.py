@@ -15,7 +15,7 @@ from midhaul.models import large
 from midhaul.models.adapters import add_lora
 from midhaul.runtime.native import library
 from midhaul.runtime.native.half import Half, layout_of
-from midhaul.server import Optimizer, step_half
+from midhaul.server import Optimizer, predict, step_half
 
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason=library.missing())
 
@@ -106,6 +106,18 @@ def test_neither_threads_nor_what_is_stepped_in_one_call_change_a_bit() -> None:
         assert torch.equal(found[0][3], other[3])
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_are_torch_s(name: str) -> None:
+    module, whole, _, h, _ = a_half(name, OPTIMIZERS[0])
+    half = Half(module)
+    assert half.knows(h)
+    out = half.outputs(whole, h)
+    double = {name: value.double() for name, value in whole.items()}
+    assert torch.allclose(
+        out.flatten(0, 1).double(), predict(module.double(), double, h.double().flatten(0, 1)), atol=1e-5
+    )
+
+
 def test_what_is_no_number_is_none_afterwards() -> None:
     optimizer = OPTIMIZERS[0]
     module, whole, memory, h, y = a_half("transformer", optimizer)
@@ -185,8 +197,15 @@ def test_a_round_is_that_of_the_loop(scheme: str, step: str) -> None:
         server = built.scheme.init(built.engine, built.kit, rng.Key(0, 0, rng.SERVER, 0))
         for number in (1, 2):
             server, told = built.scheme.round(server, built.engine, built.kit, rng.Key(0, number, rng.SERVER, 0))
+        scores = built.scheme.evaluate(server, built.engine, built.kit, rng.Key(0, 2, rng.SERVER, 0))
+        told |= {"test_loss": float(scores.metrics["loss"].mean())}
         ends.append(
-            {**server.tree, **server.large, **server.state["optimizer"], "loss": torch.tensor(told["train_loss"])}
+            {
+                **server.tree,
+                **server.large,
+                **server.state["optimizer"],
+                **{name: torch.tensor(value) for name, value in told.items()},
+            }
         )
         half = built.kit.half
         assert (

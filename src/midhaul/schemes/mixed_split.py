@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from midhaul import hardware, rng, tree
 from midhaul.fleet import Fleet, Group
 from midhaul.halves import Behind, forward, num_batches, turn, work
-from midhaul.kit import SIMULATED, Kit, Scheme, init_halves, score_halves
+from midhaul.kit import SIMULATED, Kit, Scheme, answers_behind, init_halves, score_halves
 from midhaul.message import Kind, Message, Op, Replies, Settings, join
 from midhaul.models import slices
 from midhaul.server import Server, parameter_names, predict
@@ -112,7 +112,7 @@ def evaluate(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
         h, module = up.tree["h"][up.mask().bool()], between(group, kit)
         if module is not None:
             h = predict(module, tree.select(server.tree, parameter_names(module)), h)
-        scores.append(score_halves(up, predict(kit.server_model(), server.large, h)))
+        scores.append(score_halves(up, answers_behind(kit, server.large, h)))
     return join(scores)
 
 

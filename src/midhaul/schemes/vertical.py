@@ -19,10 +19,10 @@ from midhaul import rng
 from midhaul.errors import EngineError
 from midhaul.fleet import Fleet, Part
 from midhaul.halves import num_batches, step_each, work
-from midhaul.kit import SIMULATED, Kit, Scheme, ask_all, init_halves
+from midhaul.kit import SIMULATED, Kit, Scheme, answers_behind, ask_all, init_halves
 from midhaul.message import Kind, Message, Op, Replies, Settings
 from midhaul.models import losses
-from midhaul.server import Server, predict
+from midhaul.server import Server
 
 
 def init(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
@@ -74,7 +74,7 @@ def joined(fleet: Fleet, at: Settings, key: rng.Key) -> tuple[Tensor, Tensor]:
 def evaluate(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:
     """Tests the fronts and the server's half together on the test rows; the first device has their labels."""
     h, y = joined(fleet, {"rows": "test"}, key)
-    logits = predict(kit.server_model(), server.large, h)
+    logits = answers_behind(kit, server.large, h)
     loss, rows = losses.rows("cross_entropy", logits, y).double().mean(), torch.tensor([len(y)])
     metrics = {"rows": rows.double(), "loss": loss[None], "correct": (logits.argmax(1) == y).sum()[None].double()}
     return Replies(fleet.devices[:1], {}, rows, rows.double(), metrics)

@@ -63,8 +63,8 @@ class Half:
         by = f"torch: {self.refused}" if self.refused else "native" if self.done else ""
         return {"the server's half": by} if by else {}
 
-    def knows(self, h: Tensor, optimizer: Optimizer) -> bool:
-        """Tells whether it can do steps on activations h [..., B, H]; if not, `refused` is why."""
+    def knows(self, h: Tensor, optimizer: Optimizer | None = None) -> bool:
+        """Tells whether it can step on activations h [D, B, H], or answer for them; if not, `refused` is why."""
         self.refused = self._refusal(h, optimizer)
         self.done |= not self.refused
         return not self.refused
@@ -122,17 +122,34 @@ class Half:
         each[torch.tensor(order)] = loss
         return {**whole, **moved}, {**memory, **kept}, g, each
 
+    def outputs(self, whole: Tree, h: Tensor) -> Tensor:
+        """Gives the logits of activations. Shapes: h [D, B, H] -> [D, B, C]. Raises: EngineError if memory ran out."""
+        layout, h = self._layout(tuple(h.shape[2:])), h.contiguous()
+        out, weights = torch.empty((*h.shape[:2], layout.classes)), _packed(layout, whole, "")
+        start, num = np.zeros(1, np.int64), np.full(1, h.shape[0] * h.shape[1], np.int64)
+        job = HalfJob(
+            x=h.data_ptr(),
+            start=start.ctypes.data,
+            num=num.ctypes.data,
+            weights=weights.data_ptr(),
+            out=out.data_ptr(),
+            steps=1,
+            threads=torch.get_num_threads(),
+        )
+        library.run_half(_structure(layout, h[0, 0].numel()), job)
+        return out
+
     def _layout(self, shape: tuple[int, ...]) -> Layout:
         made = self._layouts[shape]
         assert isinstance(made, Layout)
         return made
 
-    def _refusal(self, h: Tensor, optimizer: Optimizer) -> str:
+    def _refusal(self, h: Tensor, optimizer: Optimizer | None) -> str:
         if self.choice == "torch":
             return "run.kernels is torch"
         if h.dtype != torch.float32 or h.device.type != "cpu":
             return f"the activations are of {h.dtype} on {h.device}"
-        if optimizer.name not in _OPTIMIZERS:
+        if optimizer is not None and optimizer.name not in _OPTIMIZERS:
             return f"the optimiser is {optimizer.name}"
         shape = tuple(h.shape[2:])
         if shape not in self._layouts:
