@@ -96,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     fits.add_argument("--list", action="store_true", help="list the models")
     gives = command("export", _export, "Write a model for a board: a blob, C, and .tflite where it is int8.")
-    gives.add_argument("subject", metavar="RUN|MODEL", help="a run's folder, a tiny model, or package.module:function")
+    gives.add_argument(
+        "subject",
+        metavar="RUN|MODEL",
+        help="a run's folder, a tiny model, package.module:function; a config with --flower",
+    )
     gives.add_argument("--board", default="stm32l4", help="a name from `midhaul boards`")
     gives.add_argument("--out", type=Path, default=Path("exported"), help="the folder to write to")
     gives.add_argument("--precision", default="", help="float32 or int8; the run's own, or float32, if not given")
@@ -106,6 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     gives.add_argument("--classes", type=int, default=0, help="number of classes")
     gives.add_argument("--norm", default="fold", help="batch norm: fold it into other layers, or group norm instead")
     gives.add_argument("--device", type=int, default=None, help="a run's device, whose own tensors to take")
+    gives.add_argument(
+        "--flower", action="store_true", help="write a project that `flwr run` accepts, of a run's CONFIG"
+    )
+    gives.add_argument(
+        "--transport", default="stream", help="with --flower: stream, or messages for Flower's own alone"
+    )
+    gives.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="with --flower: override one key of the config"
+    )
     flash = command("firmware", _firmware, "Build the firmware of a board, with the device's key in it.")
     flash.add_argument("board", help="a name from `midhaul boards` with a Cortex-M core")
     flash.add_argument("--out", type=Path, default=Path("firmware.elf"), help="the ELF file to write")
@@ -392,7 +405,24 @@ def _size(chosen: argparse.Namespace) -> None:
     print(textwrap.fill(f"{sheet.verdict} {sheet.basis}", 80))
 
 
+def _export_project(chosen: argparse.Namespace) -> None:
+    from midhaul.federation import project
+
+    subject = Path(chosen.subject)
+    settings = config.from_table(config.override(config.read_table(subject), chosen.set), where=str(subject))
+    made = project.write(settings, chosen.out, transport=chosen.transport)
+    if chosen.json:
+        print(json.dumps([str(path) for path in made]))
+        return
+    print(f"written to {chosen.out}; run it with: flwr run {chosen.out} FEDERATION --stream")
+
+
 def _export(chosen: argparse.Namespace) -> None:
+    if chosen.flower:
+        _export_project(chosen)
+        return
+    if chosen.set or chosen.transport != "stream":
+        raise ConfigError("--set and --transport are for --flower; add it, or leave them out")
     from midhaul import export
     from midhaul.devices import profiles
 

@@ -280,8 +280,7 @@ class _Run:
         self.scores["large_accuracy"] = None
         if plant.scheme.evaluate_large is not None:
             # A board is not asked for its test rows: the simulation has them.
-            simulated = plant.engine.simulated if isinstance(plant.engine, Firmware | Gateways) else None
-            fleet = simulated or self.tested
+            fleet = getattr(plant.engine, "simulated", None) or self.tested
             large = plant.scheme.evaluate_large(server, fleet, plant.kit, key)
             self.scores["large_accuracy"] = float(large.metrics["correct"].sum() / large.metrics["rows"].sum())
         return self.scores

@@ -104,36 +104,45 @@ def join(
             raise EngineError(why)
         token = told["token"]
         built = build(told["config"], share)
-        gateway = Gateway(
-            built.engine,  # type: ignore[arg-type]
-            Models.of(built.kit.groups),
-            address=target,
-            token=token,
-            name=own.name,
-            credentials=None if own.material is None else channel.load().ssl_channel_credentials(own.material.root),
-            after=built.after,
-            gives_rows=share.gives_rows,
-            patience_s=patience_s,
-        )
-        rounds = _Rounds(tell)
-        gateway.tell, gateway.saw = tell, rounds
-        tell(about(built, gateway.devices))
+        root = None if own.material is None else own.material.root
+        gateway = gateway_of(built, target, token, own.name, root, share, patience_s, tell)
         try:
             gateway.run()
-            rounds.end()
-            return Served(
-                own.name,
-                gateway.devices,
-                turns + gateway.done,
-                connections + gateway.connections,
-                time.monotonic() - began,
-            )
+            done, times = turns + gateway.done, connections + gateway.connections
+            return Served(own.name, gateway.devices, done, times, time.monotonic() - began)
         except EngineError as error:
             # A server that was started anew has another token: it is asked for it, and everything begins again.
             why, turns, connections = str(error), turns + gateway.done, connections + gateway.connections
         finally:
             if isinstance(built.engine, Firmware):
                 built.engine.close()
+
+
+def gateway_of(
+    built: Plant,
+    address: str,
+    token: str,
+    name: str,
+    root: bytes | None,
+    share: Share,
+    patience_s: float,
+    tell: Tell,
+) -> Gateway:
+    """Gives the gateway of a plant's devices, which tells a line a round. `root` is the authority to trust, in PEM."""
+    gateway = Gateway(
+        built.engine,  # type: ignore[arg-type]
+        Models.of(built.kit.groups),
+        address=address,
+        token=token,
+        name=name,
+        credentials=None if root is None else channel.load().ssl_channel_credentials(root),
+        after=built.after,
+        gives_rows=share.gives_rows,
+        patience_s=patience_s,
+    )
+    gateway.tell, gateway.saw = tell, _Rounds(tell)
+    tell(about(built, gateway.devices))
+    return gateway
 
 
 def build(config: str, share: Share) -> Plant:
@@ -188,7 +197,7 @@ def _enrol(address: str, tls: Path | None, name: str, patience_s: float, tell: T
 
 
 class _Rounds:
-    """Tells a line when a round has ended: which ops, of how many devices, in which time."""
+    """Tells a line when a round's test was done: which ops, of how many devices, in which time."""
 
     def __init__(self, tell: Tell) -> None:
         self.tell = tell
@@ -196,13 +205,15 @@ class _Rounds:
 
     def __call__(self, ask: Ask, answer: Answer) -> None:
         if ask.key.round != self.round:
-            self.end()
+            self._end()
             self.round, self.ops, self.began = ask.key.round, {}, time.monotonic()
         name = Op(ask.message.op).name
         self.ops[name] = self.ops.get(name, 0) + len(answer.replies)
+        if name == "EVALUATE":
+            self._end()
 
-    def end(self) -> None:
-        """Tells of the round under way."""
+    def _end(self) -> None:
         if self.ops:
             told = ", ".join(f"{num} {name}" for name, num in self.ops.items())
             self.tell(f"round {self.round}: {told} in {time.monotonic() - self.began:.2f} s")
+        self.ops = {}

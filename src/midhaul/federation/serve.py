@@ -82,6 +82,16 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Invitation:
+    """What a gateway needs to know: where the server is, the run's token and config, and whom to trust, in PEM."""
+
+    address: str
+    token: str
+    config: str
+    root: bytes | None
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a server listens, and with what in hand; without material it is a loopback."""
 
@@ -112,11 +122,13 @@ def serve(
     tell: Tell = lambda line: None,
     progress: Progress | None = None,
     watched: Callable[[Standing], None] = lambda standing: None,
+    opened: Callable[[Invitation], None] = lambda invitation: None,
 ) -> Result:
     """Waits for gateways and runs a scheme with them; gives what `train.run` gives.
 
     It begins when every device of the run is with a gateway, or when `num_gateways` are there, whoever is missing.
-    `patience_s` is how long it waits for them; 0: without end. `watched` is given the run's standing before it begins.
+    `patience_s` is how long it waits for them; 0: without end. `watched` is given the run's standing before it begins,
+    `opened` what gateways need to know once it listens.
     Raises: MidhaulError, in one sentence.
     """
     config = config.replace(run_engine="gateways")
@@ -150,6 +162,7 @@ def serve(
             safety = "over TLS" if place.material is not None else "on this machine alone"
             tell(f"listening at {address}, {safety}; start `midhaul join {address}` where the devices are")
             standing.phase = "waiting"
+            opened(Invitation(address, token, told, None if place.material is None else place.material.root))
             _wait(gateways, patience_s, tell)
             standing.phase = "training"
             return gateways
