@@ -26,7 +26,7 @@ from midhaul.errors import FrameError
 from midhaul.link import compress, update
 from midhaul.link.compress import Coded
 from midhaul.message import ROW_KINDS, SETTINGS, UPDATE, Op, Setting, Settings, kind_of
-from midhaul.tree import Tree
+from midhaul.tree import Tree, all_finite
 
 MAGIC = b"MH"
 VERSION = 1
@@ -38,6 +38,7 @@ HEADER_BYTES = HEADER.size
 CRC_BYTES = CRC.size
 
 _REPLY = 1  # the one flag
+_OPS = frozenset(map(int, Op))
 _TENSOR = struct.Struct("<IBB")  # id dtype ndim, then ndim times u32, then the data
 _METRIC = struct.Struct("<Id")
 TENSOR_BYTES, METRIC_BYTES = _TENSOR.size, _METRIC.size  # before a tensor's shape and data; of a metric
@@ -67,6 +68,8 @@ _DTYPES = (
     _Dtype("i32", "<i4", torch.int32),
     _Dtype("i64", "<i8", torch.int64),
 )
+_WIRES = tuple(np.dtype(dtype.wire) for dtype in _DTYPES)
+_NATIVE = tuple(wire.newbyteorder("=") for wire in _WIRES)
 _NUMBER_OF = {dtype.torch: number for number, dtype in enumerate(_DTYPES)}
 _FIRST_INTEGER = 3
 _CODED = len(_DTYPES)  # the dtype of a tensor whose data are a u32 length and coded bytes
@@ -108,7 +111,9 @@ def pack(frame: Frame) -> bytes:
     return b"".join([head, *body, CRC.pack(crc)])
 
 
-def unpack(data: bytes, names: Iterable[str], metrics: Iterable[str] = (), max_bytes: int = MAX_BYTES) -> Frame:
+def unpack(
+    data: bytes | memoryview, names: Iterable[str], metrics: Iterable[str] = (), max_bytes: int = MAX_BYTES
+) -> Frame:
     """Gives the frame in `data`.
 
     `names` are the tensors that may come (those of `message.ROW_KINDS`, and an update, always may) and `metrics` the
@@ -211,7 +216,7 @@ class _Reader:
         return layout.unpack(self.take(layout.size))
 
 
-def _open(data: bytes, max_bytes: int) -> _Head:
+def _open(data: bytes | memoryview, max_bytes: int) -> _Head:
     if len(data) > max_bytes:
         raise FrameError(f"the frame has {len(data)} bytes; at most {max_bytes} are taken here")
     if len(data) < HEADER_BYTES + CRC_BYTES:
@@ -227,7 +232,7 @@ def _open(data: bytes, max_bytes: int) -> _Head:
         raise FrameError(f"the frame says it has {total} bytes and has {len(data)}; it was cut or two ran together")
     if CRC.unpack_from(data, total - CRC_BYTES)[0] != zlib.crc32(memoryview(data)[: total - CRC_BYTES]):
         raise FrameError("the frame's CRC-32 is wrong: its bytes changed on the way; ask for it again")
-    if op not in tuple(Op):
+    if op not in _OPS:
         raise FrameError(f"the frame asks for op {op}, which doesn't exist; ops are 1 to {max(Op)}")
     if flags & ~_REPLY or zero:
         raise FrameError(f"the frame sets reserved bits (flags {flags}, reserved {zero}); they must be 0")
@@ -377,12 +382,12 @@ def _read_tensor(reader: _Reader, known: dict[int, str], tree: Tree, coded: dict
     if name == UPDATE:
         raise FrameError(f"tensor {name} isn't coded; weights that aren't travel under their own names")
     dtype = _DTYPES[dtype_number]
-    wire = np.dtype(dtype.wire)
+    wire = _WIRES[dtype_number]
     # A dimension of 0 must not let the others be anything: their product is bounded as if it were 1.
-    if math.prod(max(size, 1) for size in shape) * wire.itemsize > _U32_MAX:
+    if math.prod([size or 1 for size in shape]) * wire.itemsize > _U32_MAX:
         raise FrameError(f"tensor {name} of shape {shape} is larger than any frame")
-    data = np.frombuffer(reader.take(math.prod(shape) * wire.itemsize), wire)
-    tree[name] = _tensor_of(name, data.astype(wire.newbyteorder("=")), dtype).reshape(shape)
+    data = np.frombuffer(reader.take(math.prod(shape) * wire.itemsize), wire).reshape(shape)
+    tree[name] = _tensor_of(name, data.astype(_NATIVE[dtype_number]), dtype)
 
 
 def _decoded(name: str, shape: tuple[int, ...], data: bytes, room: int) -> Tensor:
@@ -399,8 +404,7 @@ def _tensor_of(name: str, array: npt.NDArray[Any], dtype: _Dtype) -> Tensor:
         value = value.view(torch.bfloat16)
     if not value.is_floating_point():
         return value.to(torch.int64)
-    finite = torch.isfinite(value).all() if dtype.torch == torch.bfloat16 else np.isfinite(array).all()
-    if not finite:
+    if not all_finite(value):
         raise FrameError(f"tensor {name} holds numbers that aren't finite; the sender's model diverged or lies")
     return value
 

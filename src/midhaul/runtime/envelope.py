@@ -46,6 +46,9 @@ class Sign(IntEnum):
     TOLD = 14  # gateway: answers an ABOUT
 
 
+_SIGNS = frozenset(map(int, Sign))
+
+
 class Refusal(StrEnum):
     """Why something that came over a stream was not taken; each is counted."""
 
@@ -130,7 +133,7 @@ class Opener:
             )
         if _CRC.unpack_from(data, _HEAD.size)[0] != zlib.crc32(body, zlib.crc32(data[: _HEAD.size])):
             raise Refused(Refusal.MALFORMED, "an envelope's CRC-32 is wrong: its bytes changed on the way")
-        if sign not in tuple(Sign) or zero:
+        if sign not in _SIGNS or zero:
             raise Refused(Refusal.MALFORMED, f"an envelope of kind {sign} (reserved {zero}) isn't known here")
         if self.run and run != self.run:
             raise Refused(Refusal.STALE, f"an envelope is of run {run:016x}; this is run {self.run:016x}")

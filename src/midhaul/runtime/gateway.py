@@ -22,7 +22,7 @@ from midhaul.program import Population
 from midhaul.runtime import channel, hello, parcel, shadow
 from midhaul.runtime.envelope import MAX_BYTES, Envelope, Opener, Sign, seal
 from midhaul.runtime.firmware import Firmware
-from midhaul.runtime.groups import Groups
+from midhaul.runtime.groups import Groups, kernels_of
 from midhaul.runtime.hello import Hello
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.parcel import Answer, Ask, Models
@@ -70,6 +70,8 @@ class Gateway:
             raise ConfigError(f"a gateway's name has 1 to {hello.MAX_NAME} printable characters, not {name!r}")
         if isinstance(engine, Groups) and any(isinstance(part, Loop) for part in engine.engines):
             raise ConfigError("devices with unlike models behind a gateway want run.engine = 'stacked', not 'loop'")
+        for kernels in kernels_of(engine):
+            kernels.prepare()  # before anything else of this process calls modules
         self.engine, self.models, self.name, self.address = engine, models, name, address
         self.after, self.gives_rows, self.max_bytes, self.patience_s = after, gives_rows, max_bytes, patience_s
         self.tell: Callable[[str], None] = lambda line: None
@@ -83,6 +85,7 @@ class Gateway:
         self._kept = _Memory()
         self._shifted = False
         self._stop = threading.Event()
+        self._held = frozenset(self.devices)
         self._call: Any = None
 
     @property
@@ -209,7 +212,7 @@ class Gateway:
 
     def _exchange(self, ask: Ask) -> Answer:
         message = ask.message
-        if strange := set(ask.devices) - set(self.devices):
+        if strange := set(ask.devices) - self._held:
             raise EngineError(f"this gateway doesn't hold device {min(strange)}")
         if message.op == Op.READ and message.settings.get("what") in ("examples", "test") and not self.gives_rows:
             raise EngineError(

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,11 +30,12 @@ from midhaul.message import ROW_KINDS, SETTINGS, CodedWeights, Message, Op, Repl
 from midhaul.models import trace
 from midhaul.program import Program
 from midhaul.runtime.envelope import MAX_BYTES, Refusal, Refused
-from midhaul.tree import Tree
+from midhaul.tree import Tree, all_finite
 
 MAX_DEVICES = 1 << 20  # of one gateway
 METRICS = ("rows", "loss", "correct")  # the order is the number on the wire: append, never reorder
 _ANY = 0xFFFFFFFF
+_OPS = frozenset(map(int, Op))
 _ASK = struct.Struct("<QIIIIBBBBII")  # seed round device use, devices op flags settings attempt bases coded
 _ANSWER = struct.Struct("<IIHHI")  # devices refused metrics 0 coded
 _ROWS, _KEEPS = 1, 2  # flags of an ask
@@ -44,7 +43,6 @@ _U32 = struct.Struct("<I")
 _TYPES = (int, float, str)  # the place is the number on the wire
 _FIXED = (struct.Struct("<q"), struct.Struct("<d"))
 _MAX_TEXT = 1 << 16
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -73,13 +71,17 @@ class Models:
         told = [f"{n} {v.dtype} {tuple(v.shape)}" for program in self.kinds for n, v in program.initial.items()]
         return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
-    def check(self, replies: Replies) -> None:
-        """Refuses tensors that the devices' model can't have sent. Raises: Refused."""
+    def check(self, replies: Replies, widest: int) -> None:
+        """Refuses tensors that the devices' model can't have sent; `widest` is the most rows of one.
+
+        Raises: Refused.
+        """
+        programs = {id(p): p for p in (self.programs[device] for device in replies.devices)}.values()
         for name, value in replies.tree.items():
             if name in ROW_KINDS:
-                self._check_rows(name, value, replies)
+                self._check_rows(name, value, replies, widest)
                 continue
-            for program in {id(p): p for p in (self.programs[device] for device in replies.devices)}.values():
+            for program in programs:
                 wanted = program.initial.get(name)
                 if wanted is None or value.shape[1:] != wanted.shape or not _same_kind(value, wanted):
                     raise Refused(
@@ -88,9 +90,8 @@ class Models:
                         f"{replies.devices[0]}'s model can't have sent",
                     )
 
-    def _check_rows(self, name: str, value: Tensor, replies: Replies) -> None:
-        widest = int(replies.rows.max()) if len(replies) else 0
-        if value.ndim < 2 or (bool(replies.rows.any()) and value.shape[1] != widest):
+    def _check_rows(self, name: str, value: Tensor, replies: Replies, widest: int) -> None:
+        if value.ndim < 2 or (widest and value.shape[1] != widest):
             raise Refused(
                 Refusal.MALFORMED, f"a reply has {name} of shape {tuple(value.shape)} for at most {widest} rows each"
             )
@@ -148,9 +149,9 @@ def pack_shared(message: Message, round: int) -> bytes:
 def pack_ask(ask: Ask, shared: bytes) -> bytes:
     """Gives an ask's bytes; `shared` is what `pack_shared` made of its message."""
     message, num, key = ask.message, len(ask.devices), ask.key
-    body: list[bytes] = [_u32s(np.asarray(ask.devices))]
+    body: list[bytes] = [_numbers(ask.devices)]
     if message.rows is not None:
-        body.append(_u32s(message.rows.numpy()))
+        body.append(_numbers(message.rows.tolist()))
     for name, values in message.each_settings.items():
         body.append(bytes([SETTINGS.index(name)]))
         body.extend(_pack_value(name, value) for value in values)
@@ -164,7 +165,7 @@ def pack_ask(ask: Ask, shared: bytes) -> bytes:
     flags = _ROWS * (message.rows is not None) | _KEEPS * ask.keeps
     counts = (len(message.each_settings), ask.attempt, len(bases), len(told))
     head = _ASK.pack(key.seed, key.round, key.device, key.use, num, int(message.op), flags, *counts)
-    each = frame.pack(Frame(message.op, False, key.round, _ANY, tree=message.each))
+    each = frame.pack(Frame(message.op, False, key.round, _ANY, tree=message.each)) if message.each else b""
     return b"".join((head, *body, _sized(shared), _sized(each)))
 
 
@@ -172,12 +173,12 @@ def unpack_ask(data: bytes, models: Models, max_bytes: int = MAX_BYTES) -> Ask:
     """Gives an ask again. Raises: Refused for whatever isn't one."""
     reader = _Reader(data)
     seed, round, device, use, num, op, flags, num_settings, attempt, num_bases, num_coded = reader.unpack(_ASK)
-    if op not in tuple(Op) or flags & ~(_ROWS | _KEEPS) or not 0 < num <= MAX_DEVICES or num_coded > num:
+    if op not in _OPS or flags & ~(_ROWS | _KEEPS) or not 0 < num <= MAX_DEVICES or num_coded > num:
         raise Refused(Refusal.MALFORMED, f"an ask of op {op}, flags {flags} and {num} devices isn't known here")
-    devices = tuple(reader.u32s(num).tolist())
-    if len(set(devices)) < num or any(d not in models.programs for d in devices):
+    devices = reader.numbers(num)
+    if len(set(devices)) < num or not models.programs.keys() >= set(devices):
         raise Refused(Refusal.MALFORMED, "an ask names a device twice, or one that the run doesn't have")
-    rows = torch.from_numpy(reader.u32s(num)) if flags & _ROWS else None
+    rows = torch.tensor(reader.numbers(num), dtype=torch.int64) if flags & _ROWS else None
     each_settings: dict[str, tuple[Setting, ...]] = {}
     for _ in range(num_settings):
         (number,) = reader.take(1)
@@ -192,13 +193,15 @@ def unpack_ask(data: bytes, models: Models, max_bytes: int = MAX_BYTES) -> Ask:
         if at >= num or base >= len(bases) or not set(names) <= models.names:
             raise Refused(Refusal.MALFORMED, "an ask has coded weights of a device or a tensor that it doesn't name")
         coded[at] = CodedWeights(code, names, bases[base])
-    shared, each = _frame(reader.sized(), models, max_bytes), _frame(reader.sized(), models, max_bytes)
+    shared, differing = _frame(reader.sized(), models, max_bytes), reader.sized()
+    frames = [shared, *([_frame(differing, models, max_bytes)] if len(differing) else [])]
     reader.end()
-    if any(f.op != op or f.round != round or f.is_reply for f in (shared, each)):
+    if any(f.op != op or f.round != round or f.is_reply for f in frames):
         raise Refused(Refusal.MALFORMED, "an ask's frames are of another op or round than it is")
-    if any(value.ndim < 1 or len(value) != num for value in each.tree.values()):
+    each = frames[1].tree if len(frames) > 1 else {}
+    if any(value.ndim < 1 or len(value) != num for value in each.values()):
         raise Refused(Refusal.MALFORMED, f"an ask of {num} devices has tensors of another number")
-    whole = Message(Op(op), shared.tree, each.tree, rows, shared.settings, each_settings, tuple(coded))
+    whole = Message(Op(op), shared.tree, each, rows, shared.settings, each_settings, tuple(coded))
     return Ask(whole, devices, rng.Key(seed, round, device, use), attempt, bool(flags & _KEEPS))
 
 
@@ -208,8 +211,8 @@ def pack_answer(answer: Answer, op: Op, round: int) -> bytes:
     if odd := replies.metrics.keys() - set(METRICS):
         raise FrameError(f"the stream has no place for the metric {sorted(odd)[0]}")
     head = _ANSWER.pack(len(replies), len(answer.unsound), len(replies.metrics), 0, len(replies.coded))
-    body = [_u32s(np.asarray(replies.devices)), _u32s(np.asarray(answer.unsound))]
-    body += [_u32s(replies.rows.numpy()), _f64s(replies.weight)]
+    body = [_numbers(replies.devices), _numbers(answer.unsound)]
+    body += [_numbers(replies.rows.tolist()), _f64s(replies.weight)]
     for name, values in replies.metrics.items():
         body += [bytes([METRICS.index(name)]), _f64s(values)]
     for device, code in replies.coded.items():
@@ -223,14 +226,14 @@ def unpack_answer(data: bytes, ask: Ask, models: Models, max_bytes: int = MAX_BY
     num, num_unsound, num_metrics, zero, num_coded = reader.unpack(_ANSWER)
     if zero or num + num_unsound > len(ask.devices) or num_metrics > len(METRICS) or num_coded > num:
         raise Refused(Refusal.MALFORMED, f"{num} replies and {num_metrics} metrics came of {len(ask.devices)} devices")
-    devices, unsound = tuple(reader.u32s(num).tolist()), tuple(reader.u32s(num_unsound).tolist())
+    devices, unsound = reader.numbers(num), reader.numbers(num_unsound)
     named = {*devices, *unsound}
     if len(named) < num + num_unsound or not named <= set(ask.devices) or list(devices) != sorted(devices):
         raise Refused(Refusal.MALFORMED, "a reply is of a device that wasn't asked, or of one twice, or out of order")
-    rows, weight = torch.from_numpy(reader.u32s(num)), reader.f64s(num, "weight")
-    if bool((weight < 0.0).any()):
+    rows, weight = reader.numbers(num), reader.f64s(num, "weight")
+    if min(weight, default=0.0) < 0.0:
         raise Refused(Refusal.MALFORMED, "a reply has a weight below 0")
-    metrics: dict[str, Tensor] = {}
+    metrics: dict[str, tuple[float, ...]] = {}
     for _ in range(num_metrics):
         (number,) = reader.take(1)
         if number >= len(METRICS) or METRICS[number] in metrics:
@@ -252,18 +255,26 @@ def unpack_answer(data: bytes, ask: Ask, models: Models, max_bytes: int = MAX_BY
         )
     if any(value.ndim < 1 or len(value) != num for value in found.tree.values()):
         raise Refused(Refusal.MALFORMED, f"{num} replies have tensors of another number")
-    replies = Replies(devices, found.tree, rows, weight, metrics, coded)
-    models.check(replies)
+    replies = Replies(
+        devices,
+        found.tree,
+        torch.tensor(rows, dtype=torch.int64),
+        torch.tensor(weight, dtype=torch.float64),
+        {name: torch.tensor(values, dtype=torch.float64) for name, values in metrics.items()},
+        coded,
+    )
+    models.check(replies, max(rows, default=0))
     return Answer(replies, unsound)
 
 
 def sound(replies: Replies) -> Answer:
     """Gives the replies whose numbers are all finite, and names the devices of the others."""
-    fine = torch.isfinite(replies.weight) & (replies.weight >= 0.0)
-    for value in (*replies.metrics.values(), *(v for v in replies.tree.values() if v.is_floating_point())):
-        fine &= torch.isfinite(value).reshape(len(replies), -1).all(1)
-    if bool(fine.all()):
+    values = (*replies.metrics.values(), *(v for v in replies.tree.values() if v.is_floating_point()))
+    if min(replies.weight.tolist(), default=0.0) >= 0.0 and all(map(all_finite, (replies.weight, *values))):
         return Answer(replies)
+    fine = torch.isfinite(replies.weight) & (replies.weight >= 0.0)
+    for value in values:
+        fine &= torch.isfinite(value).reshape(len(replies), -1).all(1)
     kept = fine.nonzero().ravel().tolist()
     odd = tuple(device for device, is_fine in zip(replies.devices, fine.tolist(), strict=True) if not is_fine)
     return Answer(replies.of_places(kept), odd)
@@ -307,14 +318,14 @@ class _Reader:
     def sized(self) -> memoryview:
         return self.take(self.unpack(_U32)[0])
 
-    def u32s(self, num: int) -> npt.NDArray[np.int64]:
-        return np.frombuffer(self.take(4 * num), "<u4").astype(np.int64)
+    def numbers(self, num: int) -> tuple[int, ...]:
+        return struct.unpack(f"<{num}I", self.take(4 * num))
 
-    def f64s(self, num: int, name: str) -> Tensor:
-        values = np.frombuffer(self.take(8 * num), "<f8").astype(np.float64)
-        if not bool(np.isfinite(values).all()):
+    def f64s(self, num: int, name: str) -> tuple[float, ...]:
+        values: tuple[float, ...] = struct.unpack(f"<{num}d", self.take(8 * num))
+        if not all(map(math.isfinite, values)):
             raise Refused(Refusal.NON_FINITE, f"a reply's {name} isn't finite; the sender's model diverged or lies")
-        return torch.from_numpy(values)
+        return values
 
     def rest(self) -> memoryview:
         return self.take(len(self._view) - self._place)
@@ -330,7 +341,7 @@ def _frame(data: memoryview, models: Models, max_bytes: int) -> Frame:
 
 def _unpacked(data: memoryview, names: Sequence[str] | frozenset[str], max_bytes: int) -> Frame:
     try:
-        return frame.unpack(bytes(data), names, max_bytes=max_bytes)
+        return frame.unpack(data, names, max_bytes=max_bytes)
     except FrameError as error:
         kind = Refusal.NON_FINITE if "aren't finite" in str(error) else Refusal.MALFORMED
         raise Refused(kind, str(error)) from None
@@ -370,12 +381,12 @@ def _sized(data: bytes) -> bytes:
     return _U32.pack(len(data)) + data
 
 
-def _u32s(values: Array) -> bytes:
-    return values.astype("<u4").tobytes()
+def _numbers(values: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(values)}I", *values)
 
 
 def _f64s(values: Tensor) -> bytes:
-    return values.numpy().astype("<f8").tobytes()
+    return struct.pack(f"<{len(values)}d", *values.tolist())
 
 
 def _same_kind(value: Tensor, wanted: Tensor) -> bool:
