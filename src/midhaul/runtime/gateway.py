@@ -70,7 +70,7 @@ class Gateway:
             raise ConfigError(f"a gateway's name has 1 to {hello.MAX_NAME} printable characters, not {name!r}")
         if isinstance(engine, Groups) and any(isinstance(part, Loop) for part in engine.engines):
             raise ConfigError("devices with unlike models behind a gateway want run.engine = 'stacked', not 'loop'")
-        for kernels in kernels_of(engine):
+        for kernels in [] if isinstance(engine, Firmware) else kernels_of(engine):
             kernels.prepare()  # before anything else of this process calls modules
         self.engine, self.models, self.name, self.address = engine, models, name, address
         self.after, self.gives_rows, self.max_bytes, self.patience_s = after, gives_rows, max_bytes, patience_s
