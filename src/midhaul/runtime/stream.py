@@ -193,8 +193,8 @@ class Gateways:
             )
         self.shadow.restore(self._before)
         end = time.monotonic() + self.deadline_s
-        with self._joined:  # nothing is won by asking again before somebody is back
-            while self._share_there() < self.quorum and (left := end - time.monotonic()) > 0.0:
+        with self._joined:  # nothing is won by asking again before somebody is back, or has done what was asked before
+            while self._share_free() < self.quorum and (left := end - time.monotonic()) > 0.0:
                 self._joined.wait(left)
 
     def shift(self, population: Population) -> None:
@@ -247,8 +247,10 @@ class Gateways:
             if self.quorum:
                 self._before = self.shadow.whole()
 
-    def _share_there(self) -> float:
-        return 1.0 - len(self.missing()) / len({*self.devices, *self.test_devices})
+    def _share_free(self) -> float:
+        """Gives the share of the devices that train whose gateways could be asked something now."""
+        free = {d for p in self.peers.values() if p.connection is not None and not p.is_busy for d in p.devices}
+        return len(free & {*self.devices}) / max(len(self.devices), 1)
 
     def _holder(self) -> dict[int, Peer]:
         with self._lock:
@@ -487,6 +489,8 @@ class Gateways:
                     self._count(peer, error.kind)
                     self.tell(f"gateway {peer.name}: {error.kind} refused: {error}")
                     self._fail(peer, error)
+                    with self._joined:
+                        self._joined.notify_all()
         connection.out.put(None)
         with self._joined:
             if peer.connection is connection:
