@@ -633,7 +633,10 @@ def _opening(plant: Plant) -> list[str]:
     if plant.workers is not None:
         lines.append(plant.workers.about)
     if not plant.hardware.is_host:
-        lines.append(f"the server's models and the simulated devices are computed on {plant.hardware.about}")
+        engine = plant.config.run.engine
+        devices = " and the simulated devices" if engine in ("stacked", "firmware") else ""
+        rest = "" if devices else f"; the devices of the engine {engine} are not"
+        lines.append(f"the server's models{devices} are computed on {plant.hardware.about}{rest}")
     if plant.dataset.source != plant.dataset.name:
         lines.append(f"licence of {data.name}: {data.licence}")
     rows = [len(r) for r in federation.train]

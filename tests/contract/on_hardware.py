@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from fleet_of_three import setting
+from torch import nn
 
 from midhaul import hardware, plant, rng, train, tree
 from midhaul.config import Config
@@ -74,23 +75,40 @@ def compared(name: str, device: torch.device, changes: dict[str, Any]) -> str | 
 
 def resumed(device: torch.device, changes: dict[str, Any]) -> str | float:
     """Gives how far a run that begins on a device and is resumed on the host ends from one on the host, or why not."""
+    changes = dict(changes)
+    kind = changes.pop("recurrent", "")
+    module = Recurrent(kind) if kind else None
     config = Config().replace(**{**DIGITS, **changes})
     try:
         with tempfile.TemporaryDirectory() as folder:
-            plain = train.run(config, Path(folder) / "plain").server
+            plain = train.run(config, Path(folder) / "plain", module=module).server
             out = Path(folder) / "moved"
-            _stopped(config.replace(run_device="cuda"), out, Hardware(device))
-            moved = train.run(config, out, resume=True).server
+            _stopped(config.replace(run_device="cuda"), out, Hardware(device), module)
+            moved = train.run(config, out, resume=True, module=module).server
     except Exception:
         return traceback.format_exc()
     return max(tree.largest_difference(*pair) for pair in zip(_trees(moved), _trees(plain), strict=True))
+
+
+class Recurrent(nn.Module):
+    """A person's own module: the rows of an image one after another. `kind` is a recurrent layer of torch."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        with rng.torch_seed(rng.key(0, 0, 0, rng.Use.INIT)):
+            self.memory: nn.Module = getattr(nn, kind)(8, 4, batch_first=True)
+            self.last = nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(self.memory(x.reshape(-1, 8, 8))[0][:, -1])
+        return out
 
 
 class _Stop(Exception):
     pass
 
 
-def _stopped(config: Config, out: Path, on: Hardware) -> None:
+def _stopped(config: Config, out: Path, on: Hardware, module: nn.Module | None) -> None:
     """Runs the first round, on hardware that `run.device` can't name."""
 
     def stop(label: str, done: int, total: int) -> None:
@@ -100,7 +118,7 @@ def _stopped(config: Config, out: Path, on: Hardware) -> None:
     found = plant.hardware.find
     plant.hardware.find = lambda device, precision: on
     try:
-        train.run(config, out, progress=stop)
+        train.run(config, out, progress=stop, module=module)
     except _Stop:
         return
     finally:

@@ -31,6 +31,7 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("run", {"scheme_name": "fedavg", "scheme_momentum": 0.5}),
     ("run", {"scheme_name": "federated_split", "large_optimizer": "adam"}),
     ("run", {"scheme_name": "transfer", "tiny_norm": "group"}),
+    ("run", {"scheme_name": "fedper", "recurrent": "RNN"}),
 ]
 CASES = [*((name, dict[str, Any]()) for name in SCHEMES), *OTHERS]
 
@@ -53,7 +54,10 @@ _PATH = os.pathsep.join(path for path in sys.path if path)
 def test_on_another_device_all_is_where_it_belongs_and_ends_with_the_same_bits(
     place: int, found: list[str | float]
 ) -> None:
-    assert found[place] == 0.0, found[place]
+    gap, (_, changes) = found[place], CASES[place]
+    assert isinstance(gap, float), gap
+    # Elsewhere than on the processor torch has another kernel for recurrent layers.
+    assert gap <= (1e-6 if "recurrent" in changes else 0.0)
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

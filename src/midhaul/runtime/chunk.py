@@ -127,6 +127,7 @@ class Chunk:
 
     def _walk(self) -> Replies:
         """Trains every device along directions that are only seeds; gives the slopes [D, K]."""
+        self._check_mapped()
         settings, num_seeds = self.settings, int(self.settings["seeds"])
         small, lr = float(settings["noise"]), float(settings["lr"])
         plans = [self._plan(place) for place in range(len(self.devices))]
@@ -250,6 +251,7 @@ class Chunk:
 
     def _pulled(self, active: list[int], weights: Tree) -> tuple[Tree, Tree]:
         """Gives the gradients of the weights [A, ...] from the slopes that were sent, and the statistics renewed."""
+        self._check_mapped()
         places, mask = self._padded([self.rows[p] for p in active])
         at = self._at(active)
         others = {name: value[at] for name, value in self.each.items() if name not in weights}
@@ -367,13 +369,29 @@ class Chunk:
         A convolution with weights of each device's own becomes one in groups, which torch computes more slowly than as
         many plain ones; side by side only saves the fixed cost of each call. Where they meet was measured
         (docs/performance.md): the stacked form is 1.5 times as fast at 14 million MACs a step (cnn1d), as fast at 17
-        million, and 1.3 times as slow at 27 million (dscnn). That is on a processor: a GPU has no measurement yet, and
-        there many small calls cost most, so devices stay side by side.
+        million, and 1.3 times as slow at 27 million (dscnn). That is on a processor. On a GPU, where nothing has been
+        measured, many small calls cost most, so that devices stay side by side. Recurrent layers are one after another
+        everywhere: torch can't map over them.
         """
+        if self._recurrent:
+            return True
         if self.device.type != "cpu" or not any("Conv" in layer.kind for layer in self.program.layers):
             return False
         batch = min(int(self.settings.get("batch", 0)) or num_rows, num_rows)
         return batch * sum(layer.macs for layer in self.program.layers) > ONE_BY_ONE_MACS
+
+    @property
+    def _recurrent(self) -> list[str]:
+        """The names of the layers that torch can't map over."""
+        return [layer.name for layer in self.program.layers if layer.kind in ("RNN", "LSTM", "GRU")]
+
+    def _check_mapped(self) -> None:
+        """Refuses what is only done side by side. Raises: EngineError for a model that can't be."""
+        if names := self._recurrent:
+            raise EngineError(
+                f"torch can't compute the recurrent layer {names[0]!r} of many devices side by side, and "
+                f"{self.message.op.name} has no other way here; set run.engine = 'loop'"
+            )
 
     def _descend_one(self, name: str, num: int, slope: Tensor, now: Tree, velocity: Tree, start: Tree) -> None:
         weight, before = now[name][:num], velocity[name][:num]
@@ -434,6 +452,7 @@ class Chunk:
             return self._flat(mask)
         if not training and self._is_faster_one_by_one(max((len(rows) for rows in self.rows), default=0)):
             return self._outputs_each(mask)
+        self._check_mapped()
         same = all(rows is self.rows[0] for rows in self.rows)
         x = self.population.inputs(places[0]) if same else self.population.inputs(places)
 
@@ -449,13 +468,13 @@ class Chunk:
         """Gives the outputs device after device."""
         out: Tensor | None = None
         for place, rows in enumerate(self.rows):
-            if not len(rows):
+            if not len(rows) and (out is not None or any(self.counts)):
                 continue
             own = {**self.shared, **{name: value[place] for name, value in self.each.items()}}
             found = self._apply(own, self.population.inputs(torch.from_numpy(rows)))
             out = found.new_zeros((*mask.shape, *found.shape[1:])) if out is None else out
             out[place, : len(rows)] = found
-        assert out is not None, "somebody has rows, or the step would be small"
+        assert out is not None, "a chunk has a device"
         return out
 
     def _flat(self, mask: Tensor) -> Tensor:
