@@ -434,12 +434,16 @@ class _Run:
         rear = plant.kit.large if plant.scheme.large != "none" else None
         stats = self.firmware.stats() if self.firmware is not None else []
         events = self.firmware.events if self.firmware is not None else []
+        kernels = self._kernels()
+        if isinstance(plant.engine, Gateways):
+            told = plant.engine.told()
+            stats, events, kernels = told.stats, told.events, told.kernels
         return {
             "scheme": plant.scheme.name,
             "title": plant.scheme.title,
             "engine": plant.config.run.engine,
             "hardware": plant.hardware.about,
-            "kernels": self._kernels(),
+            "kernels": kernels,
             "data": plant.dataset.name,
             "board": ", ".join(dict.fromkeys(group.board.name for group in groups)),
             "radio": ", ".join(dict.fromkeys(group.radio.name for group in groups)),

@@ -212,5 +212,7 @@ def test_devices_with_firmware_and_simulated_ones_are_one_federation() -> None:
         made.own = {"gateway 1": {"run_engine": "firmware", "run_devices": "host:*2"}}
         found = federated(made)
         assert isinstance(made.gateways[0].engine, Firmware)
-        assert made.gateways[0].engine.events
+    assert {event["device"] for event in found.summary["device_events"]} == {0, 2}
+    assert [row["device"] for row in found.summary["device_stats"]] == [0, 2]
+    assert set(found.summary["kernels"]) >= {"FIT", "EVALUATE"}
     assert tree.largest_difference(found.server.tree, wanted.server.tree) <= 1e-5

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,6 +20,7 @@ import torch
 
 from midhaul import rng, tree
 from midhaul.errors import EngineError, QuorumError
+from midhaul.link import frame
 from midhaul.message import Message, Op, Replies
 from midhaul.program import Population, Program
 from midhaul.runtime import channel, hello, parcel
@@ -542,3 +544,62 @@ def test_the_envelope_around_a_megabyte_is_below_a_percent() -> None:
     assert HEADER_BYTES == 40
     assert total - 4 * value.numel() < 300
     assert models.names == frozenset()
+
+
+def test_what_does_not_fit_an_envelope_travels_in_several() -> None:
+    x = torch.linspace(-1.0, 1.0, 100_000 * 6).reshape(-1, 6)
+    message = Message(Op.PREDICT, {"x": x})
+    with town() as made:
+        made.gateway("one", *DEVICES, *TESTS)
+        made.server.wait(10.0)
+        load = Message(Op.LOAD, made.program.initial)
+        for fleet in (made.server, made.stacked):
+            fleet.exchange(load, key=KEY)
+        found = made.server.exchange(message, key=KEY)
+        same(found, made.stacked.exchange(message, key=KEY))
+        assert sum(value.nbytes for value in found.tree.values()) > 3 << 20
+
+
+def test_whatever_bytes_come_are_an_answer_or_refused() -> None:
+    """Every byte of an ask and of an answer is changed in turn, and the CRCs of its frames made good again."""
+    kit, program, population = setting(SCHEMES["fedavg"])
+    models, stacked = Models.of(kit.groups), Stacked(program, population)
+    message = Message(Op.FORWARD, program.initial, settings={"rows": "train", "batch": 2, "what": "hy"})
+    message = replace(message, each_settings={"step": (0, 0, 1)})
+    ask = Ask(message, DEVICES, KEY)
+    replies = stacked.exchange(message, key=KEY, devices=DEVICES)
+    asked = parcel.pack_ask(ask, parcel.pack_shared(message, 1))
+    answered = parcel.pack_answer(Answer(replies), Op.FORWARD, 1)
+    remembered = parcel.pack_tree({"own/first.weight": torch.ones(2, 3), "of_own/first.weight": torch.arange(2)})
+    readers: list[tuple[bytes, Callable[[bytes], Any]]] = [
+        (asked, lambda data: parcel.unpack_ask(data, models)),
+        (answered, lambda data: parcel.unpack_answer(data, ask, models)),
+        (remembered, parcel.unpack_tree),
+        (next(iter(seal(Envelope(Sign.DONE, 7, 1, 0, b"12345")))), lambda data: Opener(7, 100).open(data)),
+    ]
+    draws = rng.integers(rng.key(1, 0, 0, rng.Use.SYNTHETIC), 4000, 256).tolist()
+    num_refused = 0
+    for whole, read in readers:
+        read(whole)
+        for place in range(len(whole)):
+            odd = bytearray(whole)
+            odd[place] ^= 1 + draws[place] % 255
+            for data in (bytes(odd), _mended(bytes(odd)), whole[:place]):
+                try:
+                    read(data)
+                except Refused:
+                    num_refused += 1
+    assert num_refused > 2000
+
+
+def _mended(data: bytes) -> bytes:
+    """Gives bytes with the CRC of each frame in them made good."""
+    made, first = bytearray(data), data.find(frame.MAGIC)
+    while first >= 0 and len(data) - first >= frame.HEADER_BYTES:
+        total = frame.HEADER.unpack_from(data, first)[6]
+        if not frame.HEADER_BYTES + frame.CRC_BYTES <= total <= len(data) - first:
+            break
+        end = first + total - frame.CRC_BYTES
+        frame.CRC.pack_into(made, end, zlib.crc32(made[first:end]))
+        first = data.find(frame.MAGIC, first + total)
+    return bytes(made)

@@ -19,7 +19,7 @@ from midhaul.errors import ConfigError, EngineError, MidhaulError
 from midhaul.fleet import Fleet
 from midhaul.message import Op
 from midhaul.program import Population
-from midhaul.runtime import channel, hello, parcel, shadow
+from midhaul.runtime import about, channel, hello, parcel, shadow
 from midhaul.runtime.envelope import MAX_BYTES, Envelope, Opener, Sign, seal
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.groups import Groups, kernels_of
@@ -76,7 +76,6 @@ class Gateway:
         self.after, self.gives_rows, self.max_bytes, self.patience_s = after, gives_rows, max_bytes, patience_s
         self.tell: Callable[[str], None] = lambda line: None
         self.saw: Callable[[Ask, Answer], None] = lambda ask, answer: None  # each exchange that was done
-        self.about: Callable[[], bytes] = bytes  # what is told to an ABOUT
         self.done = 0  # turns
         self.connections = 0
         self._token, self._credentials, self._options = token, credentials, options
@@ -207,7 +206,7 @@ class Gateway:
             self._shift()
             return _DONE, b""
         if envelope.sign == Sign.ABOUT:
-            return Sign.TOLD, self.about()
+            return Sign.TOLD, about.of(self.engine)
         raise EngineError(f"a gateway isn't asked for {envelope.sign.name}")
 
     def _exchange(self, ask: Ask) -> Answer:

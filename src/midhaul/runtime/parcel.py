@@ -76,6 +76,8 @@ class Models:
 
         Raises: Refused.
         """
+        if widest and not replies.tree.keys() & ROW_KINDS.keys():
+            raise Refused(Refusal.MALFORMED, f"a reply says {widest} rows and has none")
         programs = {id(p): p for p in (self.programs[device] for device in replies.devices)}.values()
         for name, value in replies.tree.items():
             if name in ROW_KINDS:

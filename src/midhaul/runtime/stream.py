@@ -22,6 +22,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from midhaul import __version__, rng
@@ -29,7 +30,8 @@ from midhaul.errors import ConfigError, EngineError, QuorumError
 from midhaul.fleet import Group, Part
 from midhaul.message import Message, Op, Replies, gather, join
 from midhaul.program import Population
-from midhaul.runtime import channel, hello, parcel
+from midhaul.runtime import about, channel, hello, parcel
+from midhaul.runtime.about import About
 from midhaul.runtime.envelope import MAX_BYTES, Envelope, Opener, Refusal, Refused, Sign, seal
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.hello import Hello
@@ -223,6 +225,14 @@ class Gateways:
         self.shadow.restore(whole)
         for peer in list(self.peers.values()):
             peer.knows = False
+
+    def told(self) -> About:
+        """Gives what gateways tell of their devices: what computed, events and figures of firmware."""
+        there = [p for p in self.peers.values() if p.connection is not None and not p.is_busy]
+        jobs: Jobs = {
+            p: deque([Job(Sign.ABOUT, b"", 0, Sign.TOLD, partial(about.read, devices=p.devices))]) for p in there
+        }
+        return about.merged(turn.answer for turn in self._do(jobs, {}) if turn.kind is None)
 
     def about(self) -> list[dict[str, Any]]:
         """Gives what an operator wants to know of each gateway, as plain values."""
