@@ -223,7 +223,7 @@ def train(
     for epoch in range(epochs):
         own = key.use >> 8 | epoch  # a second training under the same key, a pupil's say, has numbers of its own
         order = torch.from_numpy(rng.permutation(key.at(own), len(y)))
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=here.device)  # a GPU isn't waited for at each step
         with rng.torch_seed(key._replace(use=int(rng.Use.DROPOUT)).at(own)), hardware.drawing():
             for step in range(steps):
                 rows = order[step * batch : (step + 1) * batch]
@@ -242,8 +242,8 @@ def train(
                 weights = {name: leaf.detach() for name, leaf in leaves.items()}
                 weights, memory = optimizer.step(weights, slopes, memory, rate)
                 whole = {**whole, **buffers, **weights}
-                total += float(mean_loss.detach()) * len(rows)
-        mean = total / max(len(y), 1)
+                total += mean_loss.detach().double() * len(rows)
+        mean = float(total) / max(len(y), 1)
         if progress is not None:
             progress(label, epoch + 1, epochs)
     return hardware.to_host(whole), hardware.to_host(memory), mean
