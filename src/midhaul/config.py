@@ -496,6 +496,23 @@ class RunConfig:
         0.0, "tell the seconds, joules and bytes until this accuracy; 0: none", low=0.0, high=1.0
     )
     stop_at_target: bool = option(False, "end with the round that is as accurate as target_accuracy")
+    within: str = option(
+        "", "what the run may cost, as in `midhaul plan`: joules=20,hours=6 (also bytes, uplink_bytes); empty: no end"
+    )
+    replan_every: int = option(
+        0, "rounds from one look at whether run.within will be kept to the next, and a new plan if not; 0: none", low=0
+    )
+    replan_margin: float = option(
+        0.2, "replan_every: how far from what was expected costs may be before it is told", above=0.0, high=10.0
+    )
+    when_over: str = option(
+        "go_on",
+        "replan_every: what a run does that no new plan keeps within run.within: goes on by the nearest, or ends",
+        choices=("go_on", "stop"),
+    )
+    expected: Options = option(
+        {}, "what `midhaul plan` expects: rounds, what each costs, and the law that its accuracy follows"
+    )
     evaluate_every: int = option(1, "rounds between evaluations; the last round is always evaluated", low=1)
     checkpoint_every: int = option(1, "rounds between checkpoints", low=1)
     workers: int = option(

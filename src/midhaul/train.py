@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from midhaul import __version__, checkpoint, hardware, rng, schedule, tree
+from midhaul import __version__, checkpoint, hardware, replan, rng, schedule, tree
 from midhaul import config as settings
 from midhaul.budget import Budget
 from midhaul.checkpoint import Checkpoint
@@ -26,6 +26,7 @@ from midhaul.link.radio import Radio
 from midhaul.message import Kind, Replies
 from midhaul.models import count
 from midhaul.plant import Plant, Reach, build, settle
+from midhaul.replan import Replan, Setting
 from midhaul.runtime.asynchronous import Asynchronous
 from midhaul.runtime.band import Band
 from midhaul.runtime.choosing import Choosing
@@ -83,6 +84,7 @@ def run(
         raise ConfigError("link.keep_frames wants a folder to keep them in; give one with --out")
     if config.run.stop_at_target and not config.run.target_accuracy:
         raise ConfigError("run.stop_at_target has no target to stop at; set run.target_accuracy, for example 0.9")
+    replan.check(config)
     is_new = out is not None and not out.exists()
     if out is not None:
         _open_folder(out, resume)
@@ -180,6 +182,7 @@ class _Run:
         self.done = 0
         self.target: Summary = {"accuracy": config.run.target_accuracy} | dict.fromkeys(_TARGET)
         self.start: Summary = {}  # the accuracies before the first round, where the scheme tests its large model
+        self.again = Replan(plant) if config.run.replan_every else None
         self.firmware = plant.engine if isinstance(plant.engine, Firmware) else None
         if self.firmware is not None:
             self.firmware.tell = tell
@@ -200,6 +203,8 @@ class _Run:
                 self.start = _accuracies(self._evaluate(server, 0))
                 self._line(0, self.scores, {})
             self.wall_s += time.perf_counter() - began
+            if self.again is not None:
+                self.again.begin(self.ledger)
             self._save(0, server)
         else:
             server, done = found.server, found.round
@@ -223,6 +228,7 @@ class _Run:
             scores = self._evaluate(server, number) if due else None
             self.wall_s += time.perf_counter() - began
             self._reach(number, scores)
+            self._plan_again(number, scores)
             self.done, last = number, last or self._is_enough()
             self._line(number, scores, metrics)
             if number == done + 1:
@@ -298,9 +304,32 @@ class _Run:
             f"{format_seconds(spent.simulated_seconds)} of simulated time"
         )
 
+    def _plan_again(self, number: int, scores: Summary | None) -> None:
+        """Looks whether the run will keep its limits, and changes what can be changed if not."""
+        if self.again is None or self._is_enough():
+            return
+        change, told = self.again.after(number, self.ledger, scores["accuracy"] if scores is not None else None)
+        if told:
+            self.tell(told)
+        if change is not None:
+            self._change(change.setting)
+
+    def _change(self, setting: Setting) -> None:
+        """Goes on with other cohorts, another deadline and other bits."""
+        share = setting.cohort / len(self.plant.engine.devices)
+        config = self.plant.kit.config.replace(fleet_cohort=share, fleet_round_deadline_s=setting.deadline_s)
+        self.plant = dataclasses.replace(self.plant, kit=dataclasses.replace(self.plant.kit, config=config))
+        self.there.kit = self.plant.kit
+        if self.choosing is not None:
+            self.choosing.fleet = config.fleet
+        self.plant.coding.updates.bits = setting.bits
+        if self.again is not None:
+            self.again.plant = self.plant
+
     def _is_enough(self) -> bool:
-        """Tells whether the run was to end at its target, and is there."""
-        return self.plant.config.run.stop_at_target and self.target["round"] is not None
+        """Tells whether the run was to end at its target and is there, or at its limits and would go beyond them."""
+        is_over = self.again is not None and self.again.is_over
+        return is_over or (self.plant.config.run.stop_at_target and self.target["round"] is not None)
 
     def _drift(self) -> None:
         """Gives the devices the rows that they have from now on."""
@@ -330,6 +359,10 @@ class _Run:
                 self.firmware.events = [dict(event) for event in scalars["device_events"]]
         except (KeyError, TypeError, ValueError):
             raise CheckpointError("the checkpoint lacks a part that this version needs; start the run anew") from None
+        if self.again is not None:
+            self.again.restore(scalars.get("again", {}))
+            if self.again.changes:
+                self._change(self.again.setting)
         if self.watch is not None:
             self.watch.restore(scalars.get("watch", {}))
         if 0 < self.plant.config.data.drift_round <= found.round:
@@ -366,6 +399,8 @@ class _Run:
         devices = self.plant.engine.dump()
         if self.watch is not None:
             scalars["watch"] = self.watch.dump()
+        if self.again is not None:
+            scalars["again"] = self.again.dump()
         if self.firmware is not None:
             scalars["device_events"] = self.firmware.events
         link = self.plant.coding.dump()
@@ -394,6 +429,7 @@ class _Run:
             "gone": [int(device) for device, at in ledger.gone.items() if at == number],
             "drifted": [alarm["device"] for alarm in self._alarms() if alarm["round"] == number],
             **({} if schedule.is_constant(config.scheme) else {"lr": self.plant.kit.at_round(number).cfg.lr}),
+            **self._replanned(number),
             "kinds": {"up": ledger.kinds_up, "down": ledger.kinds_down},
         }
         if self.out is not None:
@@ -404,6 +440,12 @@ class _Run:
                 raise ConfigError(
                     f"{self.out} can't be written ({error.strerror}); free space or choose another --out"
                 ) from None
+
+    def _replanned(self, number: int) -> Summary:
+        """Gives why the run was planned again after a round, None where it wasn't; nothing where it never is."""
+        if self.again is None:
+            return {}
+        return {"replanned": next((change.why for change in self.again.changes if change.round == number), None)}
 
     def _alarms(self) -> list[dict[str, int]]:
         """Gives when each device's detector fired."""
@@ -475,6 +517,7 @@ class _Run:
             "refused_replies": ledger.refused + sum(event["what"] == "refused" for event in events),
             "device_events": events,
             "drift_alarms": self._alarms(),
+            **({} if self.again is None else {"replans": [change.to_table() for change in self.again.changes]}),
             "device_stats": stats,
             "gateways": plant.engine.about() if isinstance(plant.engine, Gateways) else None,
             "refused_from_gateways": dict(plant.engine.refused) if isinstance(plant.engine, Gateways) else None,

@@ -9,10 +9,10 @@ from midhaul import config as settings
 from midhaul import plan, plant, train
 from midhaul.config import Config
 from midhaul.data import load
+from midhaul.goals import goal
+from midhaul.offers import Offer, Offers, can_have_bits, changes_of, differ, of_fleet
 from midhaul.plan import mixes, table
-from midhaul.plan.goals import goal
 from midhaul.plan.mixes import Recipe
-from midhaul.plan.offers import Offer, Offers, can_have_bits, changes_of, differ, of_fleet
 from midhaul.variants import Variant
 
 MIXED = Config().replace(

@@ -11,13 +11,13 @@ import pytest
 
 from midhaul import cli, plan, train
 from midhaul.config import Config
+from midhaul.curves import curve
 from midhaul.data import federate, load
 from midhaul.errors import ConfigError
+from midhaul.goals import Limit, goal
 from midhaul.plan import probe as probes
 from midhaul.plan import rows, search, table
 from midhaul.plan.candidates import Candidate, changes
-from midhaul.plan.curves import curve
-from midhaul.plan.goals import Limit, goal
 from midhaul.plan.probe import Forecast
 
 DIGITS = Config().replace(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midhaul.data import Dataset
-from midhaul.plan.goals import Goal
+from midhaul.goals import Goal
 from midhaul.plan.probe import Forecast, Probe, advance, probe
 from midhaul.plan.rows import for_confirming
 from midhaul.server import Progress

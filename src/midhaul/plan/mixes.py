@@ -10,8 +10,8 @@ from typing import Any
 from midhaul.choices import Choice, Options, choose
 from midhaul.config import Config
 from midhaul.data import Dataset
-from midhaul.plan.goals import Goal, shown
-from midhaul.plan.offers import Offer, Offers, can_have_bits, changes_of, differ, of_fleet
+from midhaul.goals import Goal, shown
+from midhaul.offers import Offer, Offers, can_have_bits, changes_of, differ, of_fleet
 from midhaul.plant import Plant
 
 SHARES = (0.5, 0.15)  # of the way from the leanest round to one in which each has the most that fits it

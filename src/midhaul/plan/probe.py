@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from midhaul import config as settings
 from midhaul import train
 from midhaul.config import Config
+from midhaul.curves import Curve, curve
 from midhaul.data import Dataset
+from midhaul.goals import COSTS, Goal
 from midhaul.plan.candidates import Candidate
-from midhaul.plan.curves import Curve, curve
-from midhaul.plan.goals import COSTS, Goal
 from midhaul.plant import Plant, build
 from midhaul.server import Progress
 

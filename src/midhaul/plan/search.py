@@ -17,11 +17,11 @@ from tempfile import TemporaryDirectory
 from midhaul.config import Config
 from midhaul.data import Dataset, load
 from midhaul.errors import ConfigError, MidhaulError
+from midhaul.goals import COSTS, Goal
+from midhaul.offers import Offers, of_fleet
 from midhaul.plan.candidates import Candidate, changes, first
 from midhaul.plan.confirm import Confirmed, confirm
-from midhaul.plan.goals import Goal
 from midhaul.plan.mixes import Mix, mix, recipes
-from midhaul.plan.offers import Offers, of_fleet
 from midhaul.plan.probe import Forecast, Probe, Refused, advance, price, probe
 from midhaul.plan.rows import for_choosing
 from midhaul.plant import Plant as Built
@@ -113,6 +113,15 @@ def plan(
 
 def _changed(tried: Probe) -> list[Candidate]:
     return [tried.candidate.with_change(label, *change) for label, change in changes(tried.candidate, tried.plant)]
+
+
+def _expected(best: Probe, forecast: Forecast, rounds: int) -> dict[str, float]:
+    """Gives what a run is to be held to: its rounds, what each costs, and the law of its accuracy."""
+    num, law = forecast.rounds or rounds, best.curve
+    first, last = best.costs(1), best.costs(max(num, 2))
+    each = {cost: (last[cost] - first[cost]) / (max(num, 2) - 1) for cost in COSTS}
+    shape = {"top": law.top, "fall": law.fall, "speed": law.speed} if law.fall > 0.0 else {}
+    return {"rounds": float(num), **each, **shape}
 
 
 class _Search:
@@ -264,10 +273,15 @@ class _Search:
         rounds = self.most
         if forecast.rounds is not None:
             rounds = min(self.most, max(forecast.rounds + 1, round(_SPARE * forecast.rounds)))
-            within = not self.goal.excess(forecast.costs)[0]
-            while within and rounds > forecast.rounds and self.goal.excess(best.costs(rounds))[0]:
+            keeps = not self.goal.excess(forecast.costs)[0]
+            while keeps and rounds > forecast.rounds and self.goal.excess(best.costs(rounds))[0]:
                 rounds -= 1
+        again: dict[str, object] = {}
+        if self.goal.limits:
+            within = ",".join(f"{cost}={most:.10g}" for cost, most in self.goal.limits)
+            again = {"run_within": within, "run_replan_every": 1, "run_expected": _expected(best, forecast, rounds)}
         return best.candidate.config(self.given).replace(
+            **again,
             run_rounds=rounds,
             run_target_accuracy=self.goal.accuracy,
             run_stop_at_target=True,

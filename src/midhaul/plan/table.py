@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from midhaul import config as settings
-from midhaul.plan.goals import COSTS, SAID, shown
+from midhaul.goals import COSTS, SAID, shown
 from midhaul.plan.probe import Forecast, Probe
 from midhaul.plan.search import Plan
 from midhaul.units import format_bytes, format_joules, format_seconds

@@ -77,28 +77,34 @@ def goal(target: str, within: str = "", least: str = "") -> Goal:
     accuracy = _number("--target accuracy", text)
     if not 0.0 < accuracy <= 1.0:
         raise ConfigError(f"--target accuracy={text} is not a share of the test rows; give one above 0 and at most 1")
-    limits = tuple(_limit(part) for part in within.split(",") if part.strip())
-    if len({limit.cost for limit in limits}) < len(limits):
-        raise ConfigError(f"--within {within!r} limits the same cost twice; name each once")
+    limits = read_limits(within)
     if least and least not in COSTS:
         raise ConfigError(f"--least {least!r} is no cost{nearest(least, COSTS)}; choose among {', '.join(COSTS)}")
     return Goal(accuracy, limits, least or (limits[0].cost if limits else "joules"))
 
 
-def _limit(part: str) -> Limit:
+def read_limits(within: str, where: str = "--within") -> tuple[Limit, ...]:
+    """Reads what a run may cost: joules=20,hours=6. Raises: ConfigError in one sentence."""
+    limits = tuple(_limit(part, where) for part in within.split(",") if part.strip())
+    if len({limit.cost for limit in limits}) < len(limits):
+        raise ConfigError(f"{where} {within!r} limits the same cost twice; name each once")
+    return limits
+
+
+def _limit(part: str, where: str) -> Limit:
     name, sign, text = (piece.strip() for piece in part.partition("="))
     if name == "epsilon":
-        raise ConfigError("--within epsilon can't be planned for: no scheme here adds noise for privacy yet")
+        raise ConfigError(f"{where} epsilon can't be planned for: no scheme here adds noise for privacy yet")
     if name not in _KNOWN or not sign:
         raise ConfigError(
-            f"--within {part.strip()!r} is no limit{nearest(name, _KNOWN)}; write for example joules=20,hours=6"
+            f"{where} {part.strip()!r} is no limit{nearest(name, _KNOWN)}; write for example joules=20,hours=6"
         )
     if name.endswith("bytes"):
         most, cost = float(parse_bytes(text)), name
     else:
-        most, cost = _number(f"--within {name}", text) * _TIMES.get(name, 1.0), "seconds" if name in _TIMES else name
+        most, cost = _number(f"{where} {name}", text) * _TIMES.get(name, 1.0), "seconds" if name in _TIMES else name
     if most <= 0.0:
-        raise ConfigError(f"--within {name}={text} leaves nothing to spend; give more than 0")
+        raise ConfigError(f"{where} {name}={text} leaves nothing to spend; give more than 0")
     return Limit(cost, most)
 
 

@@ -108,32 +108,48 @@ def of_fleet(plant: Plant, config: Config, data: Dataset, *, with_bits: bool) ->
     Raises: MidhaulError where an option can't be built.
     """
     built = [(variant, _built(variant, plant, config, data)) for variant in _variants(plant)]
-    offers = [Offer(variant, bits) for variant, _ in built for bits in (BITS if with_bits else (0,))]
-    num = len(plant.federation.train)
+    return _reckoned(plant, built, BITS if with_bits else (0,), 1, 0.0)
+
+
+def as_dealt(plant: Plant, bits: Sequence[int], round: int, time_s: float) -> Offers:
+    """Gives the options of devices that keep what of the model they hold, and may send it in so many bits (0: as
+    link.up says), with their radios as they are in a round. Nothing is built."""
+    return _reckoned(plant, [(Variant(), plant)], tuple(bits), round, time_s)
+
+
+def _reckoned(
+    plant: Plant, built: Sequence[tuple[Variant, Plant]], all_bits: Sequence[int], round: int, time_s: float
+) -> Offers:
+    """Gives what devices take with each variant of the model, in each number of bits."""
+    config, num = plant.config, len(plant.federation.train)
+    offers = [Offer(variant, bits) for variant, _ in built for bits in all_bits]
     rows = np.asarray([len(own) for own in plant.federation.train], np.float64)
     parts = {name: np.zeros((num, len(offers))) for name in ("joules", "seconds", "uplink_bytes", "downlink_bytes")}
     share, fits = np.zeros((num, len(offers))), np.zeros((num, len(offers)), np.bool_)
-    ways = _ways(plant)
-    paces = np.asarray([speed(config.fleet.speed_spread, device, config.run.seed) for device in range(num)])
-    place, largest = 0, 0.0
-    for _, own in built:
+    ways = _ways(plant, round, time_s)
+    places = [(own, bits) for _, own in built for bits in all_bits]
+    for place, (own, bits) in enumerate(places):
         groups = [group for group in own.kit.groups if group.devices]
-        trained = 1.0 if plant.scheme.differs == "cut" else max(_trained(own, group) for group in groups)
-        largest = max(largest, trained)
-        for bits in BITS if with_bits else (0,):
-            for group, need in zip(groups, own.needs, strict=True):
-                asked, noise = _round(own, group, bits)
-                devices = np.asarray(group.devices, np.int64)
-                costs = _costs(asked, group.board, rows[devices], [ways[device] for device in group.devices], config)
-                for name, each in zip(parts, costs, strict=True):
-                    parts[name][devices, place] = each
-                share[devices, place] = trained / (1.0 + noise)
-                fits[devices, place] = need.fits or not config.fleet.check
-            place += 1
-    parts["seconds"] *= paces[:, None]
+        for group, need in zip(groups, own.needs, strict=True):
+            asked, noise = _round(own, group, bits)
+            devices = np.asarray(group.devices, np.int64)
+            costs = _costs(asked, group.board, rows[devices], [ways[device] for device in group.devices], config)
+            for name, each in zip(parts, costs, strict=True):
+                parts[name][devices, place] = each
+            trained = 1.0 if plant.scheme.differs == "cut" else _trained(own, group)
+            share[devices, place] = trained / (1.0 + noise)
+            fits[devices, place] = need.fits or not config.fleet.check
+    spread, seed = config.fleet.speed_spread, config.run.seed
+    parts["seconds"] *= np.asarray([speed(spread, device, seed) for device in range(num)])[:, None]
     served = np.asarray([ways[device] is not None for device in range(num)])
-    value = np.where(served, rows, 0.0)[:, None] * share / max(largest, 1.0)
+    largest = 1.0 if plant.scheme.differs == "cut" else _largest(built)
+    value = np.where(served, rows, 0.0)[:, None] * share / largest
     return Offers(tuple(offers), value, **parts, fits=fits, now=_now(plant, offers))
+
+
+def _largest(built: Sequence[tuple[Variant, Plant]]) -> float:
+    """Gives the most parameters that any device trains with any variant."""
+    return max(1.0, *(_trained(own, group) for _, own in built for group in own.kit.groups if group.devices))
 
 
 def _variants(plant: Plant) -> list[Variant]:
@@ -183,7 +199,7 @@ def _built(variant: Variant, plant: Plant, config: Config, data: Dataset) -> Pla
 
 def _now(plant: Plant, offers: Sequence[Offer]) -> Ints:
     held = {d: (g.width, g.cut, g.rank) for g in plant.kit.groups for d in g.devices}
-    alike = plant.scheme.differs not in DIFFERS
+    alike = plant.scheme.differs not in DIFFERS or len({variant for variant, _ in offers}) == 1
     places = {}
     for place, (variant, bits) in reversed(list(enumerate(offers))):
         if bits in (0, BITS[0]):
@@ -265,14 +281,14 @@ def _costs(
     return joules * there, seconds * there, up * there, down * there
 
 
-def _ways(plant: Plant) -> dict[int, tuple[_Way, _Way] | None]:
+def _ways(plant: Plant, round: int, time_s: float) -> dict[int, tuple[_Way, _Way] | None]:
     """Gives what each device's radio takes, up and down; None where there is no coverage."""
     config, devices = plant.config, plant.engine.devices
     radios = {device: group.radio for group in plant.kit.groups for device in group.devices}
     now = {device: Conditions(radio) for device, radio in radios.items()}
     if plant.around is not None:
         for cohort in _cohorts(devices, plant.kit.cohort_size(len(devices))):
-            now |= plant.around.at(1, 0.0, cohort)
+            now |= plant.around.at(round, time_s, cohort)
     spending = Spending(Ledger(), plant.kit.groups, states=config.link.energy == "states")
     known: dict[Conditions | int, tuple[_Way, _Way] | None] = {}
     found: dict[int, tuple[_Way, _Way] | None] = {}

@@ -1,0 +1,336 @@
+"""A run under way, planned again: what it cost beside what it was to cost, what is left, and what to change.
+
+After a round what the run has spent is known to the joule, and so is who is left: batteries empty, channels worsen,
+some devices are out of coverage. The rounds that are still needed follow from the law that the accuracy was expected to
+follow, moved to where it is; what each of them will cost is what the last ones cost. Where that is more than is left,
+the cheap part of the plan is made again, by the reckoning of `offers`: how many devices a round asks, how long it waits
+for them, and in how many bits each sends (`choices`). None of them touches what the scheme remembers.
+
+Of all that keeps the limits the least change is made, by what a round is worth. A round that is worth w times as much
+is taken to do the work of the square root of w rounds: means over more devices err less by that root. It is an
+assumption, and the next look corrects what it gets wrong.
+
+Everything follows from the ledger, the accuracies and the config, so a resumed run decides what it would have decided.
+
+Shape letters: D devices that train.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from midhaul.choices import Flags, Ints, Options, choose
+from midhaul.config import Config
+from midhaul.curves import Curve, curve
+from midhaul.errors import CheckpointError, ConfigError, nearest
+from midhaul.goals import COSTS, SAID, Goal, read_limits, shown
+from midhaul.link import update
+from midhaul.offers import BITS, Offers, as_dealt
+from midhaul.plant import Plant
+from midhaul.runtime.ledger import Ledger
+from midhaul.units import format_seconds
+
+_LAW = ("top", "fall", "speed")
+_COHORTS = (2.0, 1.5, 1.25, 1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1)  # of the present one
+_LEVELS = (0.75, 0.5, 0.25, 0.0)  # of the way from the leanest to the present joules, for bits
+_WAITED = (0.95, 0.8, 0.6)  # shares of the devices that a deadline lets in
+_NEARER = 0.95  # of how far over a limit a run is: what is no nearer than that isn't worth a change
+_OWN = 8  # accuracies from which on the run's own law counts and not the expected one
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What can be changed while a run is under way: devices in a round, seconds that it waits for them (0: for all),
+    and each device's bits, none where they are as link.up says."""
+
+    cohort: int
+    deadline_s: float
+    bits: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A decision: the setting from the next round on, why and what in a sentence, and whether limits are kept by it."""
+
+    round: int
+    setting: Setting
+    why: str
+    kept: bool
+
+    def to_table(self) -> dict[str, Any]:
+        """Gives it as plain values."""
+        return {**dataclasses.asdict(self), "setting": {**vars(self.setting), "bits": list(self.setting.bits)}}
+
+
+def check(config: Config) -> None:
+    """Refuses what can't be planned again. Raises: ConfigError."""
+    run = config.run
+    read_limits(run.within, "run.within")
+    known = ("rounds", *_LAW, *COSTS)
+    for name, value in run.expected.items():
+        if name not in known:
+            raise ConfigError(f"run.expected has {name!r}, which nobody expects{nearest(name, known)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigError(f"run.expected.{name} must be a number, not {value!r}")
+    if not run.replan_every:
+        return
+    if not run.within:
+        raise ConfigError("run.replan_every looks whether run.within is kept; set it, for example 'joules=20,hours=6'")
+    if config.fleet.mode != "synchronous":
+        raise ConfigError(
+            f"with fleet.mode = {config.fleet.mode!r} rounds have no cohorts to plan again; set run.replan_every = 0"
+        )
+
+
+class Replan:
+    """What watches a run's costs, and plans again where they run over."""
+
+    def __init__(self, plant: Plant) -> None:
+        config = plant.config
+        self.plant = plant
+        self.goal = Goal(config.run.target_accuracy or 1.0, read_limits(config.run.within, "run.within"), "joules")
+        self.expected: Mapping[str, float] = config.run.expected
+        num = len(plant.engine.devices)
+        bits = plant.coding.updates.bits
+        self.setting = Setting(plant.kit.cohort_size(num), config.fleet.round_deadline_s, bits)
+        self.changes: list[Change] = []
+        self.costs: list[dict[str, float]] = []  # spent until the end of each round, from round 0 on
+        self.accuracies: list[float | None] = []
+        self.pace = 1.0  # how many of the first rounds' work a round does now
+        self.paces: list[float] = []  # and did in each round so far
+        self.has_told = False
+        self.is_over = False
+
+    @property
+    def able_bits(self) -> tuple[int, ...]:
+        """The bits that devices may be told; none where updates aren't quantised."""
+        how = update.parse(self.plant.config.link.up, "link.up")
+        if how is None or how.value != "quantise" or self.plant.config.run.engine == "firmware":
+            return ()
+        return tuple(sorted({*BITS, int(how.level), *self.setting.bits}, reverse=True))
+
+    def begin(self, ledger: Ledger) -> None:
+        """Notes what was spent before the first round."""
+        self.costs = [_spent(ledger)]
+
+    def after(self, number: int, ledger: Ledger, accuracy: float | None) -> tuple[Change | None, str]:
+        """Takes a round that was done; gives what to change, if anything, and a sentence for a person, if any."""
+        self.costs.append(_spent(ledger))
+        self.accuracies.append(accuracy)
+        self.paces.append(self.pace)
+        run = self.plant.config.run
+        left = run.rounds - number
+        if number % run.replan_every or number < 2 or not left or self.is_over:
+            return None, ""
+        each = self._each()
+        rounds, ends = self._rounds_to_go(left)
+        over, cost = self._excess(each, rounds)
+        if over <= 0.0:
+            return None, self._drifted(number, each)
+        change, pace = self._planned(number, ledger, each, rounds, cost, ends=ends)
+        self.is_over = not change.kept and run.when_over == "stop"
+        if change.setting == self.setting and not self.is_over:  # nothing is nearer: that is said once
+            had_told, self.has_told = self.has_told, True
+            return None, "" if had_told else change.why
+        self.changes.append(change)
+        self.setting, self.pace = change.setting, self.pace * pace
+        return change, change.why
+
+    def _each(self) -> dict[str, float]:
+        """Gives what a round costs now: the mean since the last change, without the first, in which models travel."""
+        since = self.changes[-1].round if self.changes else min(1, len(self.costs) - 2)
+        last, first, num = self.costs[-1], self.costs[since], len(self.costs) - 1 - since
+        return {cost: (last[cost] - first[cost]) / num for cost in COSTS}
+
+    def _law(self) -> Curve | None:
+        """Gives the law of the accuracy: the expected one moved to what was measured, or the run's own once it has
+        enough of them; None where nothing is known."""
+        seen = [(place + 1.0, value) for place, value in enumerate(self.accuracies) if value is not None]
+        if not seen:
+            return None
+        at, values = zip(*seen, strict=True)
+        filled = tuple(np.interp(np.arange(1.0, len(self.accuracies) + 1.0), at, values).tolist())
+        if len(seen) >= _OWN or not all(name in self.expected for name in _LAW):
+            return curve(filled)
+        top, fall, speed = (float(self.expected[name]) for name in _LAW)
+        moved = float(np.mean([value - (top - fall * round**-speed) for round, value in seen[-3:]]))
+        return Curve(filled, min(top + moved, 1.0), fall, speed)
+
+    def _rounds_to_go(self, left: int) -> tuple[int, bool]:
+        """Gives how many more rounds are expected, and whether they end at the target and not with the last round."""
+        law, wanted = self._law(), self.plant.config.run.target_accuracy
+        if law is None or not wanted or not self.plant.config.run.stop_at_target:
+            return left, False
+        done = len(self.accuracies)
+        first = law.first(wanted, 10 * (done + left))
+        if first is None:
+            return left, False
+        # The law is of rounds like those so far; the next may do more or less.
+        rounds = max(1, math.ceil((first - done) * float(np.mean(self.paces)) / self.pace))
+        return min(rounds, left), rounds <= left
+
+    def _excess(self, each: Mapping[str, float], rounds: int) -> tuple[float, str]:
+        spent = self.costs[-1]
+        return self.goal.excess({cost: spent[cost] + rounds * each[cost] for cost in COSTS})
+
+    def _drifted(self, number: int, each: Mapping[str, float]) -> str:
+        """Says once that a round costs other than was expected, where the limits are kept all the same."""
+        margin = self.plant.config.run.replan_margin
+        for cost, _ in self.goal.limits:
+            wanted = float(self.expected.get(cost, 0.0))
+            if wanted and abs(each[cost] / wanted - 1.0) > margin and not self.has_told:
+                self.has_told = True
+                return (
+                    f"round {number}: a round takes {shown(cost, each[cost])} of {cost} where {shown(cost, wanted)} "
+                    "were expected; the run stays within its limits, so nothing is changed"
+                )
+        return ""
+
+    def _planned(
+        self, number: int, ledger: Ledger, each: Mapping[str, float], rounds: int, cost: str, *, ends: bool
+    ) -> tuple[Change, float]:
+        """Gives the least change with which the limits are kept, or the nearest to them, and what it makes of the pace.
+
+        `ends` tells whether the rounds are those until the target, which more work in each makes fewer.
+        """
+        bits = self.able_bits
+        found = as_dealt(self.plant, bits or (0,), number + 1, ledger.simulated_seconds)
+        there = np.asarray([str(device) not in ledger.gone for device in range(len(found.value))])
+        there &= found.value.max(axis=1) > 0.0
+        left = f"{int(there.sum())} of {len(there)} devices are left; " if not there.all() else ""
+        most = next(limit.most for limit in self.goal.limits if limit.cost == cost)
+        spent, needed = shown(cost, self.costs[-1][cost]), shown(cost, rounds * each[cost])
+        more = "1 more round" if rounds == 1 else f"{rounds} more rounds"
+        why = f"round {number}: {left}{spent} of {shown(cost, most)} {SAID[cost]} are spent, {more} would take {needed}"
+        now = _Reckoned(found, there, bits, self.setting, self.plant)
+        present = self._excess(each, rounds)[0]
+        best, chosen, pace = (present, 0.0, each[cost]), self.setting, 1.0
+        for setting in self._settings(found, there, bits):
+            then = _Reckoned(found, there, bits, setting, self.plant)
+            if then.worth <= 0.0:
+                continue
+            ratio = then.worth / now.worth if now.worth > 0.0 else 1.0
+            to_go = min(max(1, math.ceil(rounds / math.sqrt(ratio))), self.plant.config.run.rounds - number)
+            to_go = to_go if ends else rounds
+            costs = {c: each[c] * (then.costs[c] / now.costs[c] if now.costs[c] else 1.0) for c in COSTS}
+            over, _ = self._excess(costs, to_go)
+            rank = (over, abs(math.log(ratio)), costs[cost])
+            if rank < best and (over <= 0.0 or over < _NEARER * present):
+                best, chosen, pace = rank, setting, math.sqrt(ratio)
+        kept = best[0] <= 0.0
+        told = f"{why}; {_said(self.setting, chosen)}"
+        if not kept:
+            told += f", which is the nearest: {100.0 * best[0]:.2g} % over a limit even so"
+            if self.plant.config.run.when_over == "stop":
+                told += "; the run ends here"
+        return Change(number, chosen, told, kept), pace
+
+    def _settings(self, found: Offers, there: Flags, bits: Sequence[int]) -> Iterator[Setting]:
+        """Gives what may be changed to: cohorts, deadlines and bits that the scheme admits, the present ones first."""
+        admits, now = self.plant.scheme.admits, self.setting
+        cohorts = [now.cohort]
+        if "cohort" in admits:
+            most = len(found.value)
+            cohorts += [min(max(1, round(share * now.cohort)), most) for share in _COHORTS]
+        deadlines = [now.deadline_s]
+        if "dropout" in admits and any(limit.cost == "seconds" for limit in self.goal.limits):
+            slowest = found.seconds[there].max(axis=1) if there.any() else np.zeros(0)
+            deadlines += [] if not len(slowest) else [float(f"{np.quantile(slowest, share):.4g}") for share in _WAITED]
+        for own in self._bits(found, there, bits):
+            for deadline_s in dict.fromkeys(deadlines):
+                for cohort in dict.fromkeys(cohorts):
+                    yield Setting(cohort, deadline_s, own)
+
+    def _bits(self, found: Offers, there: Flags, bits: Sequence[int]) -> list[tuple[int, ...]]:
+        """Gives each device's bits as they are, and the best by what a round may take, from now to the least."""
+        if not bits:
+            return [self.setting.bits]
+        present = _places(self.setting, bits, self.plant)
+        devices = np.arange(len(present))
+        sums = {name: getattr(found, name) * there[:, None] for name in ("joules", "uplink_bytes")}
+        ways = [self.setting.bits]
+        for name in sums:
+            now, least = sums[name][devices, present].sum(), sums[name].min(axis=1).sum()
+            for level in _LEVELS:
+                limit = least + level * (now - least)
+                picks = choose(Options(found.value, sums, least="joules"), {name: limit} if limit > 0.0 else {}).picks
+                ways.append(tuple(bits[place] for place in picks))
+        return list(dict.fromkeys(ways))
+
+    def dump(self) -> dict[str, Any]:
+        """Gives all that is remembered, for a checkpoint, as plain values."""
+        return {
+            "changes": [change.to_table() for change in self.changes],
+            "costs": self.costs,
+            "accuracies": self.accuracies,
+            "pace": self.pace,
+            "paces": self.paces,
+            "has_told": self.has_told,
+            "is_over": self.is_over,
+        }
+
+    def restore(self, table: Mapping[str, Any]) -> None:
+        """Puts back what `dump` gave. Raises: CheckpointError for what it can't have given."""
+        try:
+            self.costs = [{cost: float(each[cost]) for cost in COSTS} for each in table["costs"]]
+            self.accuracies = [None if value is None else float(value) for value in table["accuracies"]]
+            self.pace, self.paces = float(table["pace"]), [float(value) for value in table["paces"]]
+            self.has_told, self.is_over = bool(table["has_told"]), bool(table["is_over"])
+            for each in table["changes"]:
+                own = each["setting"]
+                bits = tuple(int(value) for value in own["bits"])
+                setting = Setting(int(own["cohort"]), float(own["deadline_s"]), bits)
+                self.changes.append(Change(int(each["round"]), setting, str(each["why"]), bool(each["kept"])))
+                self.setting = setting
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError("the checkpoint lacks how the run was planned again; start the run anew") from None
+
+
+class _Reckoned:
+    """What a round costs and is worth with a setting, by the reckoning: a device is in it as often as chance has it."""
+
+    def __init__(self, found: Offers, there: Flags, bits: Sequence[int], setting: Setting, plant: Plant) -> None:
+        places = _places(setting, bits, plant) if bits else np.zeros(len(there), np.int64)
+        at = np.arange(len(there)), places
+        share = setting.cohort / len(there)
+        seconds = found.seconds[at]
+        late = setting.deadline_s or math.inf
+        self.worth = share * float((found.value[at] * there * (seconds <= late)).sum())
+        sums = [name for name in COSTS if name != "seconds"]
+        self.costs = {name: share * float((getattr(found, name)[at] * there).sum()) for name in sums}
+        # The slowest of so many that are drawn is about this quantile of all; the round waits no longer than it may.
+        drawn = max(share * float(there.sum()), 1.0)
+        near = seconds[there] if there.any() else np.zeros(1)
+        slow = float(np.quantile(near, drawn / (drawn + 1.0) if share < 1.0 else 1.0))
+        self.costs["seconds"] = min(slow, late)
+
+
+def _places(setting: Setting, bits: Sequence[int], plant: Plant) -> Ints:
+    """Gives the place of each device's bits among those that it may have."""
+    how = update.parse(plant.config.link.up, "link.up")
+    own = setting.bits or (int(how.level) if how is not None else 0,) * len(plant.federation.train)
+    return np.asarray([bits.index(value) for value in own], np.int64)
+
+
+def _said(now: Setting, then: Setting) -> str:
+    """Says what changes."""
+    asked = "1 device" if then.cohort == 1 else f"{then.cohort} devices"
+    told = [f"{asked} a round in place of {now.cohort}"] if then.cohort != now.cohort else []
+    if then.deadline_s != now.deadline_s:
+        told.append(f"a round waits for at most {format_seconds(then.deadline_s)}")
+    if then.bits != now.bits:
+        counts = {value: then.bits.count(value) for value in sorted(set(then.bits), reverse=True)}
+        told.append("updates in " + ", ".join(f"{value} bits on {num}" for value, num in counts.items()) + " devices")
+    return "from here on " + ", ".join(told) if told else "nothing is changed"
+
+
+def _spent(ledger: Ledger) -> dict[str, float]:
+    up, down = float(ledger.uplink_bytes), float(ledger.downlink_bytes)
+    each = (float(ledger.device_joules), float(ledger.simulated_seconds), up + down, up, down)
+    return dict(zip(COSTS, each, strict=True))

@@ -1,0 +1,194 @@
+"""A run that is planned again: what it looks at, what it changes, that it keeps its limits and can be resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from midhaul import plan, plant, replan, train
+from midhaul.config import Config
+from midhaul.errors import CheckpointError, ConfigError
+from midhaul.goals import goal
+from midhaul.replan import Replan, Setting
+from midhaul.runtime.ledger import Ledger
+
+SMALL = Config().replace(
+    data_name="digits", data_partition="iid", data_num_devices=8, data_test="shared", data_max_rows=60,
+    fleet_board="stm32l4,nrf52840", fleet_cohort=0.5, tiny_model="mlp", tiny_options={"hidden": [16]},
+    scheme_lr=0.1, run_rounds=8, link_radio="cat_m1", link_up="delta,quantise:8",
+)  # fmt: skip
+LAW = {"top": 0.9, "fall": 0.5, "speed": 1.0}
+
+
+def within(text: str, **changes: object) -> Config:
+    return SMALL.replace(run_within=text, run_replan_every=1, **changes)
+
+
+def told_by(config: Config, out: Path | None = None) -> tuple[train.Summary, list[str]]:
+    lines: list[str] = []
+    summary = train.run(config, out, tell=lines.append).summary
+    return summary, [line for line in lines if line.startswith("round ")]
+
+
+def test_a_run_within_its_limits_is_the_run_that_it_was(tmp_path: Path) -> None:
+    plain, (watched, lines) = train.run(SMALL).summary, told_by(within("joules=1000,hours=9"), tmp_path / "run")
+    assert watched["model_sha256"] == plain["model_sha256"]
+    assert watched["device_joules"] == plain["device_joules"]
+    assert watched["replans"] == []
+    assert lines == []
+    assert "replans" not in plain
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["replanned"] for line in metrics] == [None] * 8
+
+
+@pytest.mark.parametrize(
+    ("cost", "share", "said"),
+    [
+        ("joules", 0.8, "of all devices"),
+        ("joules", 0.6, "devices a round in place of 4"),
+        ("uplink_bytes", 0.7, "bits"),
+    ],
+)
+def test_a_run_that_would_spend_too_much_is_planned_again_and_does_not(
+    cost: str, share: float, said: str, tmp_path: Path
+) -> None:
+    name = {"joules": "device_joules"}.get(cost, cost)
+    most = share * train.run(SMALL).summary[name]
+    ended, lines = told_by(within(f"{cost}={most:.9g}"), tmp_path / "run")
+    assert 0.7 * most <= ended[name] <= most
+    assert ended["rounds"] == 8
+    assert ended["replans"][0]["round"] == 2
+    assert ended["replans"][0]["why"] == lines[0]
+    assert said in " ".join(lines)
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[1]["replanned"] == lines[0]
+
+
+class Stopped(Exception):
+    """Raised by the test in place of a power cut."""
+
+
+def test_a_resumed_run_was_planned_again_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    most = 0.5 * train.run(SMALL).summary["device_joules"]
+    config = within(f"joules={most:.9g}", run_checkpoint_every=3, fleet_selection="frugal")
+
+    def stop(label: str, done: int, total: int) -> None:
+        if label == "rounds" and done == 5:
+            raise Stopped
+
+    whole = train.run(config, tmp_path / "whole").summary
+    with pytest.raises(Stopped):
+        train.run(config, tmp_path / "cut", progress=stop)
+    resumed = train.run(config, tmp_path / "cut", resume=True).summary
+    assert whole["replans"]
+    for name in ("model_sha256", "device_joules", "simulated_seconds", "uplink_bytes", "replans"):
+        assert resumed[name] == whole[name], name
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+    assert lines[0] == lines[1]
+
+
+def test_what_nothing_keeps_is_said_with_the_nearest_and_the_run_goes_on_or_ends() -> None:
+    most = 0.3 * train.run(SMALL).summary["device_joules"]
+    hopeless = within(f"joules={most / 3:.9g}")
+    on, lines = told_by(hopeless)
+    assert on["rounds"] == 8
+    assert "which is the nearest" in lines[0]
+    assert on["replans"][0]["kept"] is False
+    ended, lines = told_by(hopeless.replace(run_when_over="stop"))
+    assert ended["rounds"] == 2
+    assert lines[-1].endswith("the run ends here")
+
+
+def test_who_is_left_of_the_fleet_is_told() -> None:
+    """Six of eight batteries last for about two rounds; the run was to have all eight in each."""
+    free = train.run(SMALL.replace(fleet_cohort=1.0, run_rounds=2)).summary
+    most = max(sum(each) for each in zip(*free["spent"]["joules"].values(), strict=True))
+    config = within("uplink_bytes=9000", fleet_cohort=1.0, fleet_battery_j=1.2 * most, fleet_battery_spread=0.4)
+    ended, lines = told_by(config)
+    assert any(at is not None for at in ended["spent"]["gone"])
+    assert any("of 8 devices are left" in line for line in lines)
+
+
+def watching(config: Config) -> Replan:
+    found = Replan(plant.build(config))
+    found.begin(Ledger())
+    return found
+
+
+def test_the_law_is_moved_to_what_was_measured() -> None:
+    """0.9 - 0.5 / n says 0.65 at round 2; 0.55 is 0.1 less, so that 0.7 = 0.8 - 0.5 / n is reached in round 5."""
+    config = within("joules=9", run_expected=LAW, run_target_accuracy=0.7, run_stop_at_target=True, run_rounds=40)
+    found = watching(config)
+    found.accuracies, found.paces = [None, 0.55], [1.0, 1.0]
+    law = found._law()
+    assert law is not None
+    assert law.top == pytest.approx(0.8)
+    assert found._rounds_to_go(38) == (3, True)
+    found.pace = 0.5  # a round does half of what those before did
+    assert found._rounds_to_go(38) == (6, True)
+    found.accuracies = [0.0, 0.1]  # 0.55 less: the top falls to below the target, which isn't reached
+    assert found._rounds_to_go(38) == (38, False)
+    law = [0.8 - 0.6 / n for n in range(1, 11)]
+    found.accuracies, found.paces, found.pace = list(law), [1.0] * 10, 1.0
+    own = found._law()
+    assert own is not None  # ten of its own count, and not what was expected
+    assert own.top == pytest.approx(0.8, abs=0.01)
+
+
+def test_what_a_round_costs_leaves_the_first_out() -> None:
+    found = watching(within("joules=9"))
+    spent = dict.fromkeys(found.costs[0], 0.0)
+    found.costs = [{**spent, "joules": value} for value in (0.0, 5.0, 6.0, 7.5)]
+    assert found._each()["joules"] == pytest.approx(1.25)  # from 5 J to 7.5 J in two rounds
+    assert found._excess(found._each(), 2) == (pytest.approx(10.0 / 9.0 - 1.0), "joules")
+
+
+def test_costs_that_are_off_but_within_the_limits_are_told_once() -> None:
+    config = within("joules=1000", run_expected={"joules": 1e-6, "rounds": 8})
+    ended, lines = told_by(config)
+    assert ended["replans"] == []
+    assert len(lines) == 1
+    assert "where 1.0 uJ were expected" in lines[0]
+
+
+def test_a_checkpoint_of_another_run_is_refused() -> None:
+    found = watching(within("joules=9"))
+    found.setting = Setting(2, 0.0, (4,) * 8)
+    again = watching(within("joules=9"))
+    again.restore(found.dump())
+    assert again.costs == found.costs
+    with pytest.raises(CheckpointError, match="planned again"):
+        again.restore({"costs": [{}]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"run_replan_every": 1}, r"set it, for example 'joules=20,hours=6'"),
+        ({"run_within": "joule=3"}, r"run\.within 'joule=3' is no limit"),
+        ({"run_within": "joules=3,joules=4"}, "limits the same cost twice"),
+        ({"run_expected": {"tops": 0.5}}, r"run\.expected has 'tops'.*top"),
+        ({"run_expected": {"top": "high"}}, r"run\.expected\.top must be a number"),
+        ({"run_within": "joules=3", "run_replan_every": 1, "fleet_mode": "fedbuff"}, "no cohorts to plan again"),
+    ],
+)
+def test_what_cannot_be_planned_again_is_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        replan.check(Config().replace(**changes))
+
+
+def test_a_plan_writes_what_its_run_is_held_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("midhaul.plan.search.changes", lambda candidate, plant: [])
+    given = SMALL.replace(fleet_board="stm32l4", fleet_cohort=1.0)
+    found = plan.plan(given, goal("accuracy=0.2", "joules=50,bytes=3MB"), schemes=["fedavg"])
+    run = found.config.run
+    assert run.within == "joules=50,bytes=3000000"
+    assert run.replan_every == 1
+    assert run.expected["rounds"] == found.chosen[1].rounds
+    first, more = (train.run(given.replace(scheme_name="fedavg", run_rounds=rounds)).summary for rounds in (1, 2))
+    assert run.expected["joules"] == pytest.approx(more["device_joules"] - first["device_joules"], rel=0.02)
+    ended, lines = told_by(found.config)
+    assert ended["replans"] == []
+    assert lines == []
