@@ -69,7 +69,8 @@ class Site:
         config = self.config.replace(**self.own.get(name, {}))
         plant = build(config, members=lambda federation: claims.members(federation, share=share))
         models = Models.of(plant.kit.groups)
-        gateway = Gateway(plant.engine, models, address=self.server.address, token=TOKEN, name=name)
+        own = {"address": self.server.address, "token": TOKEN, "name": name, "after": plant.after}
+        gateway = Gateway(plant.engine, models, **own)
         self.gateways.append(gateway)
         self.threads.append(threading.Thread(target=self._serve, args=(gateway,), daemon=True))
         self.threads[-1].start()
@@ -142,8 +143,8 @@ def test_a_killed_server_goes_on_to_the_same_bits_with_the_gateways_that_were_th
             asked += key.round == 3
             if asked == 1:
                 asked += 1
-                self._server.stop(None).wait()  # gone without a word, as by a signal
-                self._server = None
+                self.door._server.stop(None).wait()  # gone without a word, as by a signal
+                self.door._server = None
                 raise Killed
             return exchange(self, parts, key=key)
 
@@ -193,9 +194,12 @@ def test_a_round_below_its_quorum_leaves_the_runs_bits_as_they_are() -> None:
     assert tree.largest_difference(found.server.large, wanted.server.large) <= 1e-6
 
 
-@pytest.mark.parametrize("scheme", ["heterofl", "fedbabu", "split", "fedkseed"])
+@pytest.mark.parametrize("scheme", ["heterofl", "fedbabu", "split", "fedkseed", "fedavg"])
 def test_other_messages_pass_too(scheme: str) -> None:
-    changes = {"fedkseed": {"scheme_num_seeds": 64, "scheme_momentum": 0.0, "scheme_lr": 0.02}}.get(scheme, {})
+    changes = {
+        "fedkseed": {"scheme_num_seeds": 64, "scheme_momentum": 0.0, "scheme_lr": 0.02},
+        "fedavg": {"data_drift_round": 2, "data_drift_devices": 0.5},
+    }.get(scheme, {})
     settings = config(scheme, data_test="device", run_rounds=2, **changes)
     wanted = train.run(settings)
     with site(settings) as made:

@@ -20,7 +20,7 @@ from midhaul.fleet import Fleet
 from midhaul.message import Op
 from midhaul.program import Population
 from midhaul.runtime import about, channel, hello, parcel, shadow
-from midhaul.runtime.envelope import MAX_BYTES, Envelope, Opener, Sign, seal
+from midhaul.runtime.envelope import MAX_BYTES, Envelope, Opener, Refused, Sign, seal
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.groups import Groups, kernels_of
 from midhaul.runtime.hello import Hello
@@ -106,6 +106,8 @@ class Gateway:
                 if self._session(grpc):
                     return
                 why = "the stream ended"
+            except Refused as error:  # what came can't have been sent so: the next stream may be sound
+                why = str(error)
             except grpc.RpcError as error:
                 why = _sentence(error)
                 if error.code() in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED):

@@ -74,6 +74,7 @@ class Peer:
     seq: int = 0
     knows: bool = False
     is_gone: bool = False
+    has_shifted: bool = False  # its devices have the rows that they drift to
     joined_s: float = field(default_factory=time.time)
     answers: int = 0
     reconnections: int = 0
