@@ -109,17 +109,22 @@ def test_people_of_har_behind_two_gateways(scheme: str, terminals: Terminals, se
 
 
 def test_a_server_that_is_killed_goes_on_to_the_same_bits(terminals: Terminals, server: Any, tmp_path: Path) -> None:
-    config = SMALL.replace(scheme_name="fedrep", run_rounds=60, run_evaluate_every=20)
-    port = free_port()
-    first = server(config, port)
+    config = SMALL.replace(scheme_name="fedrep", run_rounds=200, run_evaluate_every=50)
+    port, kept = free_port(), tmp_path / "run" / "checkpoint"
+    serves = server(config, port)
     joins = [terminals("join", f"127.0.0.1:{port}", "--share", f"{k}/2") for k in (1, 2)]
-    kept = tmp_path / "run" / "checkpoint"
-    wait_for(lambda: len(list(kept.glob("round-*.json"))) == 2, first)
-    first.kill()
-    assert not (tmp_path / "run" / "summary.json").exists()
-    second = server(config, port, "--resume")
-    second.end()
-    assert "resuming after round" in second.err
+
+    def newest() -> str:
+        return max((path.stem for path in kept.glob("round-*.json")), default="")
+
+    for _ in range(3):
+        before = newest()
+        wait_for(lambda before=before: newest() > before, serves)  # type: ignore[misc]
+        serves.kill()
+        assert not (tmp_path / "run" / "summary.json").exists()
+        serves = server(config, port, "--resume")
+    serves.end()
+    assert "resuming after round" in serves.err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["model_sha256"] == train.run(config).summary["model_sha256"]
     for gateway in joins:
@@ -141,6 +146,22 @@ def test_a_gateway_that_is_killed_is_started_again(terminals: Terminals, server:
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["rounds"] == 60
     assert summary["accuracy"] > 0.1
+
+
+def test_firmware_behind_one_gateway_and_simulated_devices_behind_another(
+    terminals: Terminals, server: Any, tmp_path: Path
+) -> None:
+    config, port = SMALL.replace(scheme_name="federated_split", run_rounds=2), free_port()
+    train.run(config.replace(run_engine="firmware", run_devices="host:"))  # builds the C library, where it isn't
+    serves = server(config, port)
+    first = terminals("join", f"127.0.0.1:{port}", "--share", "1/2", "--devices", "host:*2")
+    second = terminals("join", f"127.0.0.1:{port}", "--share", "2/2")
+    serves.end()
+    for gateway in (first, second):
+        gateway.end()
+        assert "round 2: " in gateway.err
+    assert "2 devices run the C runtime" in first.err
+    agree(tmp_path / "run", train.run(config))
 
 
 def test_a_run_begins_without_gateways_that_do_not_come(terminals: Terminals, server: Any, tmp_path: Path) -> None:

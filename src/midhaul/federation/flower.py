@@ -25,7 +25,7 @@ from midhaul import train
 from midhaul.config import Config
 from midhaul.errors import ConfigError, DependencyError, EngineError, MidhaulError
 from midhaul.federation import join, messages, serve
-from midhaul.federation.join import Share
+from midhaul.federation.join import Rounds, Share
 from midhaul.federation.messages import Content, Messages
 from midhaul.federation.serve import Invitation, Place
 from midhaul.fleet import Held
@@ -213,10 +213,11 @@ def _serve(said: dict[str, Any], share: Share, name: str) -> dict[str, Any]:
     try:
         if said["kind"] != "session":
             return dict(messages.answer(built, said, gives_rows=share.gives_rows))
-        began = time.monotonic()
+        began, rounds = time.monotonic(), Rounds(_log.info)
         root, token = said.get("root"), str(said["token"])
-        gateway = join.gateway_of(built, str(said["address"]), token, name, root, share, PATIENCE_S, _log.info)
+        gateway = join.gateway_of(built, str(said["address"]), token, name, root, share, PATIENCE_S, rounds)
         gateway.run()
+        rounds.end()
         return {"done": f"{gateway.done} turns in {time.monotonic() - began:.1f} s"}
     finally:
         if isinstance(built.engine, Firmware):

@@ -105,9 +105,11 @@ def join(
         token = told["token"]
         built = build(told["config"], share)
         root = None if own.material is None else own.material.root
-        gateway = gateway_of(built, target, token, own.name, root, share, patience_s, tell)
+        rounds = Rounds(tell)
+        gateway = gateway_of(built, target, token, own.name, root, share, patience_s, rounds)
         try:
             gateway.run()
+            rounds.end()
             done, times = turns + gateway.done, connections + gateway.connections
             return Served(own.name, gateway.devices, done, times, time.monotonic() - began)
         except EngineError as error:
@@ -126,9 +128,9 @@ def gateway_of(
     root: bytes | None,
     share: Share,
     patience_s: float,
-    tell: Tell,
+    rounds: Rounds,
 ) -> Gateway:
-    """Gives the gateway of a plant's devices, which tells a line a round. `root` is the authority to trust, in PEM."""
+    """Gives the gateway of a plant's devices, which tells `rounds` what it does. `root` is whom to trust, in PEM."""
     gateway = Gateway(
         built.engine,  # type: ignore[arg-type]
         Models.of(built.kit.groups),
@@ -140,8 +142,8 @@ def gateway_of(
         gives_rows=share.gives_rows,
         patience_s=patience_s,
     )
-    gateway.tell, gateway.saw = tell, _Rounds(tell)
-    tell(about(built, gateway.devices))
+    gateway.tell, gateway.saw = rounds.tell, rounds
+    rounds.tell(about(built, gateway.devices))
     return gateway
 
 
@@ -196,7 +198,7 @@ def _enrol(address: str, tls: Path | None, name: str, patience_s: float, tell: T
         wait_s = min(2.0 * wait_s, LONGEST_WAIT_S)
 
 
-class _Rounds:
+class Rounds:
     """Tells a line when a round's test was done: which ops, of how many devices, in which time."""
 
     def __init__(self, tell: Tell) -> None:
@@ -205,14 +207,14 @@ class _Rounds:
 
     def __call__(self, ask: Ask, answer: Answer) -> None:
         if ask.key.round != self.round:
-            self._end()
+            self.end()
             self.round, self.ops, self.began = ask.key.round, {}, time.monotonic()
         name = Op(ask.message.op).name
         self.ops[name] = self.ops.get(name, 0) + len(answer.replies)
         if name == "EVALUATE":
-            self._end()
+            self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
         if self.ops:
             told = ", ".join(f"{num} {name}" for name, num in self.ops.items())
             self.tell(f"round {self.round}: {told} in {time.monotonic() - self.began:.2f} s")
