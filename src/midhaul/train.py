@@ -48,6 +48,7 @@ from midhaul.units import format_joules, format_seconds
 Tell = Callable[[str], None]
 Summary = dict[str, Any]
 _FLIGHT, _CHOICE = "flight/", "choice/"
+_HALVES = (1 << 24) - 1  # of the streams of dropout; those of trainings on the server are below it
 _TARGET = ("round", "seconds", "joules", "uplink_bytes", "downlink_bytes")
 
 
@@ -245,9 +246,12 @@ class _Run:
         """Does a round; one below its quorum is repeated, with the model, the devices and the link as they were."""
         kit, engine, coding = self.plant.kit.at_round(number), self.plant.engine, self.plant.coding
         before = coding.dump() if isinstance(engine, Gateways) and engine.quorum else {}
+        # A server's half may have dropout, and what steps it doesn't seed torch's generator.
+        drawn = rng.key(self.plant.config.run.seed, number, rng.SERVER, rng.Use.DROPOUT).at(_HALVES)
         while True:
             try:
-                return self.plant.scheme.round(server, self.fleet, kit, self._key(number))
+                with rng.torch_seed(drawn), hardware.drawing():
+                    return self.plant.scheme.round(server, self.fleet, kit, self._key(number))
             except QuorumError as error:
                 if not isinstance(engine, Gateways) or not engine.quorum:
                     raise

@@ -76,15 +76,17 @@ def compared(name: str, device: torch.device, changes: dict[str, Any]) -> str | 
 def resumed(device: torch.device, changes: dict[str, Any]) -> str | float:
     """Gives how far a run that begins on a device and is resumed on the host ends from one on the host, or why not."""
     changes = dict(changes)
-    kind = changes.pop("recurrent", "")
+    kind, inputs = changes.pop("recurrent", ""), changes.pop("dropout_behind", 0)
+    with rng.torch_seed(rng.key(0, 0, 0, rng.Use.INIT)):
+        half = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(inputs, 10)) if inputs else None
     module = Recurrent(kind) if kind else None
     config = Config().replace(**{**DIGITS, **changes})
     try:
         with tempfile.TemporaryDirectory() as folder:
-            plain = train.run(config, Path(folder) / "plain", module=module).server
+            plain = train.run(config, Path(folder) / "plain", module=module, large_module=half).server
             out = Path(folder) / "moved"
-            _stopped(config.replace(run_device="cuda"), out, Hardware(device), module)
-            moved = train.run(config, out, resume=True, module=module).server
+            _stopped(config.replace(run_device="cuda"), out, Hardware(device), module, half)
+            moved = train.run(config, out, resume=True, module=module, large_module=half).server
     except Exception:
         return traceback.format_exc()
     return max(tree.largest_difference(*pair) for pair in zip(_trees(moved), _trees(plain), strict=True))
@@ -108,7 +110,7 @@ class _Stop(Exception):
     pass
 
 
-def _stopped(config: Config, out: Path, on: Hardware, module: nn.Module | None) -> None:
+def _stopped(config: Config, out: Path, on: Hardware, module: nn.Module | None, half: nn.Module | None) -> None:
     """Runs the first round, on hardware that `run.device` can't name."""
 
     def stop(label: str, done: int, total: int) -> None:
@@ -118,7 +120,7 @@ def _stopped(config: Config, out: Path, on: Hardware, module: nn.Module | None) 
     found = plant.hardware.find
     plant.hardware.find = lambda device, precision: on
     try:
-        train.run(config, out, progress=stop, module=module)
+        train.run(config, out, progress=stop, module=module, large_module=half)
     except _Stop:
         return
     finally:

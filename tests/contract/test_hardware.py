@@ -32,6 +32,8 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("run", {"scheme_name": "federated_split", "large_optimizer": "adam"}),
     ("run", {"scheme_name": "transfer", "tiny_norm": "group"}),
     ("run", {"scheme_name": "fedper", "recurrent": "RNN"}),
+    ("run", {"scheme_name": "federated_split", "dropout_behind": 8}),
+    ("run", {"scheme_name": "transfer", "dropout_behind": 64}),
 ]
 CASES = [*((name, dict[str, Any]()) for name in SCHEMES), *OTHERS]
 
@@ -58,6 +60,11 @@ def test_on_another_device_all_is_where_it_belongs_and_ends_with_the_same_bits(
     assert isinstance(gap, float), gap
     # Elsewhere than on the processor torch has another kernel for recurrent layers.
     assert gap <= (1e-6 if "recurrent" in changes else 0.0)
+
+
+def test_a_half_with_dropout_is_resumed_to_the_bit() -> None:
+    changes = {"scheme_name": "federated_split", "dropout_behind": 8}
+    assert on_hardware.resumed(torch.device("cpu"), changes) == 0.0
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
