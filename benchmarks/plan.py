@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,7 +63,10 @@ UNTUNED = ("fashion_mnist", "fsdd", "irish5g")
 
 @dataclass(frozen=True)
 class Outcome:
-    """One plan and its run. Costs and accuracy are expected and measured after the same round, the expected one."""
+    """One plan and its run. Costs and accuracy are expected and measured after the same round, the expected one.
+
+    `error` is the standard error of the difference in accuracy: of the mean of the draws, and of the run's test rows.
+    """
 
     seed: int
     choice: str
@@ -93,7 +97,8 @@ def outcome(data: str, seed: int, schemes: Sequence[str]) -> Outcome:
     found = plan.plan(given, goal, schemes=schemes, draws=DRAWS)
     tried, forecast = found.chosen
     at = forecast.rounds or found.most
-    expected = forecast.accuracy if found.confirmed is None else found.confirmed.mean
+    assert found.confirmed is not None, f"the choice on {data} was not confirmed"
+    expected, spread = found.confirmed.mean, found.confirmed.spread
     with TemporaryDirectory(prefix="midhaul-benchmark-") as folder:
         written = Path(folder) / "plan.toml"
         written.write_text(table.to_toml(found), encoding="utf-8")
@@ -111,7 +116,7 @@ def outcome(data: str, seed: int, schemes: Sequence[str]) -> Outcome:
     return Outcome(
         seed, tried.candidate.name, at, reached["round"], forecast.seen,
         (expected, max(line["accuracy"] for line in upto)),
-        (found.aim.accuracy - goal.accuracy),
+        math.sqrt(spread**2 / DRAWS + summary["accuracy"] * (1.0 - summary["accuracy"]) / summary["num_test_rows"]),
         (forecast.costs["joules"], last["device_joules"]),
         (forecast.costs["seconds"], last["simulated_seconds"]),
         (forecast.costs["bytes"], crossed), on_disk,
@@ -126,7 +131,7 @@ def head(data: str) -> None:
     _, target, within = WORKS[data]
     print(f"\n{data}: {target} within {within}")
     print(
-        f"{'seed':>4} {'round':>6} {'reached':>7} {'expected %':>10} {'run %':>6} {'joules':>9} {'ratio':>6} "
+        f"{'seed':>4} {'round':>6} {'reached':>7} {'expected %':>10} {'run %':>6} {'+-':>4} {'joules':>9} {'ratio':>6} "
         f"{'seconds':>8} {'bytes':>9} {'ratio':>7} {'on disk':>7} {'SRAM':>9} {'ratio':>6} {'CPU-s':>6}  choice"
     )
 
@@ -138,7 +143,8 @@ def show(row: Outcome) -> None:
     same = "same" if row.on_disk == row.bytes[1] else "other"
     print(
         f"{row.seed:4} {rounds:>6} {row.reached or '-':>7} {100 * row.accuracy[0]:10.1f} "
-        f"{100 * row.accuracy[1]:6.1f} {format_joules(row.joules[0]):>9} {ratios[0]:6.3f} {ratios[1]:8.3f} "
+        f"{100 * row.accuracy[1]:6.1f} {100 * row.error:4.1f} {format_joules(row.joules[0]):>9} {ratios[0]:6.3f} "
+        f"{ratios[1]:8.3f} "
         f"{format_bytes(row.bytes[0]):>9} {ratios[2]:7.4f} {same:>7} {format_bytes(row.sram[0]):>9} "
         f"{row.sram[1] / row.sram[0]:6.3f} {row.took_s:6.0f}  {row.choice}",
         flush=True,
@@ -167,20 +173,35 @@ def verdicts(found: dict[str, list[Outcome]]) -> None:
             print(f"{data:>14} {what:>28} {wanted:>12} {measured:>24}  {'PASS' if good else 'MISS'}")
 
 
+def kept(path: Path | None) -> dict[tuple[str, int], Outcome]:
+    """Gives what was measured before, by data set and seed."""
+    if path is None or not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {(line.pop("data"), line["seed"]): Outcome(**line) for line in lines}
+
+
 def main() -> None:
     """Plans and runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", default=",".join(UNTUNED), help=f"among {', '.join(WORKS)}")
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--schemes", default=",".join(SCHEMES))
+    parser.add_argument(
+        "--keep", type=Path, default=None, help="a file of what was measured; what is in it isn't again"
+    )
     chosen = parser.parse_args()
-    found: dict[str, list[Outcome]] = {}
+    known, found = kept(chosen.keep), {}
     for data in chosen.data.split(","):
         head(data)
         found[data] = []
-        for seed in chosen.seeds.split(","):
-            found[data].append(outcome(data, int(seed), chosen.schemes.split(",")))
-            show(found[data][-1])
+        for seed in map(int, chosen.seeds.split(",")):
+            row = known.get((data, seed)) or outcome(data, seed, chosen.schemes.split(","))
+            if chosen.keep and (data, seed) not in known:
+                with chosen.keep.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"data": data, **asdict(row)}) + "\n")
+            found[data].append(row)
+            show(row)
     verdicts(found)
 
 
