@@ -65,7 +65,8 @@ UNTUNED = ("fashion_mnist", "fsdd", "irish5g")
 class Outcome:
     """One plan and its run. Costs and accuracy are expected and measured after the same round, the expected one.
 
-    `error` is the standard error of the difference in accuracy: of the mean of the draws, and of the run's test rows.
+    `error` is the standard error of the difference in accuracy: of one run beside the mean of the draws, by their
+    deviation, and of the run's test rows.
     """
 
     seed: int
@@ -109,14 +110,14 @@ def outcome(data: str, seed: int, schemes: Sequence[str]) -> Outcome:
         upto = [line for line in lines if 1 <= line["round"] <= at]
         frames = [path for path in (run / "frames").iterdir() if int(path.name[:5]) <= at]
         on_disk = sum(path.stat().st_size for path in frames)
-    last = upto[-1]
+    last, share = upto[-1], summary["accuracy"]
     crossed = last["uplink_bytes"] + last["downlink_bytes"]
     reached = summary["target"]
     then = {"joules": reached["joules"], "seconds": reached["seconds"]} if reached["round"] is not None else None
     return Outcome(
         seed, tried.candidate.name, at, reached["round"], forecast.seen,
         (expected, max(line["accuracy"] for line in upto)),
-        math.sqrt(spread**2 / DRAWS + summary["accuracy"] * (1.0 - summary["accuracy"]) / summary["num_test_rows"]),
+        math.sqrt(spread**2 * (1.0 + 1.0 / DRAWS) + share * (1.0 - share) / summary["num_test_rows"]),
         (forecast.costs["joules"], last["device_joules"]),
         (forecast.costs["seconds"], last["simulated_seconds"]),
         (forecast.costs["bytes"], crossed), on_disk,

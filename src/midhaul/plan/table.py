@@ -74,6 +74,8 @@ def sentences(plan: Plan) -> list[str]:
             f"Simulated again on {times} of {again.num_rows:,} rows it came to {100.0 * again.mean:.1f} %{several}, "
             f"after {_count(again.rounds)}: that is what the run is expected to come to by then."
         )
+        if forecast.rounds is not None and again.mean < plan.goal.accuracy:
+            lines.append("That is below the target, so it may not be reached; plan for a higher one to be surer.")
     return lines
 
 

@@ -249,11 +249,7 @@ def _in_cells(study: Study, looks: dict[str, Style], name: str) -> str:
         if run is None or run.cell is None or run.cell in told:
             continue
         told.append(run.cell)
-        of = (
-            f" ({markup.label(group.label, looks)}, seed {run.seed})"
-            if len(study.groups) > 1 or len(group.runs) > 1
-            else ""
-        )
+        of = _whose(study, group, run, looks)
         where = "Triangles are base stations, circles devices indoors, squares outdoors, red crosses have no coverage."
         figures = [markup.figure(maps.places(run.cell, f"{name}-map{number}"), where)]
         if svg := maps.rates(run.cell, f"{name}-rates{number}"):
@@ -270,6 +266,12 @@ def _in_cells(study: Study, looks: dict[str, Style], name: str) -> str:
     return "\n".join(parts)
 
 
+def _whose(study: Study, group: Group, run: Run, looks: dict[str, Style]) -> str:
+    """Names the run behind a heading, where there are several."""
+    alone = len(study.groups) == 1 and len(group.runs) == 1
+    return "" if alone else f" ({markup.label(group.label, looks)}, seed {run.seed})"
+
+
 def _together(study: Study, looks: dict[str, Style], name: str) -> str:
     """Gives how tiny and large model answer together, of the first run of each group that was asked to."""
     found = [(group, next((run for run in group.runs if run.cascade is not None), None)) for group in study.groups]
@@ -277,11 +279,7 @@ def _together(study: Study, looks: dict[str, Style], name: str) -> str:
     for number, (group, run) in enumerate(found):
         if run is None or run.cascade is None:
             continue
-        of = (
-            f" ({markup.label(group.label, looks)}, seed {run.seed})"
-            if len(study.groups) > 1 or len(group.runs) > 1
-            else ""
-        )
+        of = _whose(study, group, run, looks)
         parts += [f"<h2>Answering together{of}</h2>", _answers(run.cascade, f"{name}-c{number}")]
     return "\n".join(parts)
 
