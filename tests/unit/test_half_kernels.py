@@ -155,14 +155,14 @@ def test_a_label_beyond_the_outputs_is_refused() -> None:
 @pytest.mark.parametrize(
     ("module", "shape", "why"),
     [
-        (large.build("resnet1d", (9, 32), 3), (9, 32), "no Sequential behind the cut but a transformer"),
-        (large.build("transformer", (9, 32), 3, dim=24), (9, 32), "width is 24, and they take multiples of 16"),
+        (large.build("resnet1d", (9, 32), 3), (9, 32), "behind a cut the kernels know transformers alone"),
+        (large.build("transformer", (9, 32), 3, dim=24), (9, 32), "width is 24, and the kernels take multiples of 16"),
         (large.build("transformer", (8,), 3, vocabulary=4), (8,), "takes no patches"),
         (large.build("transformer", (9, 32), 3, dim=16), (9, 31), "doesn't take rows of shape"),
         (
             add_lora(large.build("transformer", (9, 32), 3, dim=16), 2, 1.0, "all", rng.Key(0, 0, 0, 0)),
             (9, 32),
-            "takes no patches, or none that they know",
+            "takes no patches, or none that the kernels know",
         ),
     ],
 )

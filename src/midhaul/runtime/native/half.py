@@ -166,25 +166,25 @@ def layout_of(module: nn.Module, shape: tuple[int, ...]) -> Layout | str:
     parts = dict(module.named_children())
     blocks = [name for name in parts if name.startswith("block")]
     if [*parts] != ["embed", "positions", *blocks, "norm", "pool", "head"] or not blocks:
-        return f"they know no {type(module).__name__} behind the cut but a transformer"
+        return "behind a cut the kernels know transformers alone"
     embed, first = dict(parts["embed"].named_children()), parts[blocks[0]]
     conv = embed.get("patch")
     if not isinstance(conv, nn.Conv1d | nn.Conv2d):
-        return "the transformer takes no patches, or none that they know"
+        return "the transformer takes no patches, or none that the kernels know"
     if not isinstance(first, attention.EncoderBlock) or not isinstance(first.fc1, nn.Linear):
-        return "a block of the transformer is none that they know"
+        return "a block of the transformer is none that the kernels know"
     width, inner = conv.out_channels, first.fc1.out_features
     if width % 16 or inner % 16:
-        return f"the transformer's width is {width}, and they take multiples of 16"
+        return f"the transformer's width is {width}, and the kernels take multiples of 16"
     head, norm, heads = parts["head"], parts["norm"], first.scores.num_heads
     names = ["embed.patch.weight", "embed.patch.bias", "positions.position"]
     names += [f"{block}.{name}" for block in blocks for name in _BLOCK]
     names += ["norm.weight", "norm.bias", "head.weight", "head.bias"]
     if {name for name, _ in module.named_parameters()} != set(names):
-        return "the transformer has other parameters than theirs"
+        return "the transformer has parameters that the kernels don't know"
     eps = [layer.eps for layer in module.modules() if isinstance(layer, nn.LayerNorm)]
     if not isinstance(head, nn.Linear) or not isinstance(norm, nn.LayerNorm) or set(eps) != {norm.eps}:
-        return "the transformer's head or norms are none that they know"
+        return "the transformer's head or norms are none that the kernels know"
     where = _patches(embed["pad"], conv, shape)
     known = {name: value.shape for name, value in module.named_parameters()}
     if where.shape[0] != known["positions.position"][0] or where.shape[1] != known["embed.patch.weight"][1:].numel():
