@@ -109,7 +109,7 @@ def test_people_of_har_behind_two_gateways(scheme: str, terminals: Terminals, se
 
 
 def test_a_server_that_is_killed_goes_on_to_the_same_bits(terminals: Terminals, server: Any, tmp_path: Path) -> None:
-    config = SMALL.replace(scheme_name="fedrep", run_rounds=200, run_evaluate_every=50)
+    config = SMALL.replace(scheme_name="fedrep", run_rounds=100, run_evaluate_every=50)
     port, kept = free_port(), tmp_path / "run" / "checkpoint"
     serves = server(config, port)
     joins = [terminals("join", f"127.0.0.1:{port}", "--share", f"{k}/2") for k in (1, 2)]
@@ -117,7 +117,7 @@ def test_a_server_that_is_killed_goes_on_to_the_same_bits(terminals: Terminals, 
     def newest() -> str:
         return max((path.stem for path in kept.glob("round-*.json")), default="")
 
-    for _ in range(3):
+    for _ in range(2):
         before = newest()
         wait_for(lambda before=before: newest() > before, serves)  # type: ignore[misc]
         serves.kill()

@@ -48,6 +48,11 @@ def test_a_bad_config_is_refused_before_anything_slow_is_imported(tmp_path: Path
     assert asked("compare", str(config), "--schemes", "fedavg") == (2, set())
 
 
+def test_a_federations_standing_and_keys_need_no_tensor_library(tmp_path: Path) -> None:
+    assert asked("status", "127.0.0.1:1") == (2, {"cryptography"})
+    assert asked("certs", str(tmp_path), "--days", "0") == (2, {"cryptography"})
+
+
 def test_a_run_needs_no_statistics_and_no_plots() -> None:
     code = "import sys, midhaul.train; assert not {*sys.modules} & {'scipy', 'sklearn', 'matplotlib', 'torch._dynamo'}"
     subprocess.run([sys.executable, "-c", code], env=OWN, check=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 from midhaul import __version__
 from midhaul.errors import ConfigError, EngineError
+from midhaul.federation import certs
 from midhaul.federation.certs import Material
 from midhaul.federation.passes import Bearer, Guard, PassError
 from midhaul.runtime import channel
@@ -94,6 +95,22 @@ def ask(address: str, what: str, bearer: Bearer) -> dict[str, Any]:
     if version != __version__:
         raise EngineError(f"the server at {address} has midhaul {version}, and this is {__version__}; install the same")
     return table
+
+
+def bearer(address: str, tls: Path | None, name: str) -> Bearer:
+    """Gives who this machine is to a server. Raises: ConfigError where it has nothing to show."""
+    host, port = parse(address)
+    if tls is not None:
+        known = certs.names(tls)
+        if not name and len(known) != 1:
+            raise ConfigError(
+                f"{tls} has the keys of {len(known)} gateways ({', '.join(known) or 'none'}); say by --name which to be"
+            )
+        own = name or known[0]
+        return Bearer(own, certs.read(tls, own))
+    if not is_loopback(host):
+        raise ConfigError(f"{address} is another machine, so it wants --tls FOLDER with ca.crt and this gateway's key")
+    return Bearer(name or f"{socket.gethostname()[:40]}-{os.getpid()}", None, read_secret(port))
 
 
 def distrust(address: str, material: Material | None) -> str | None:

@@ -6,8 +6,6 @@ holds its share of the devices, and serves until the run ends. A server that sta
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 import tomllib
 from dataclasses import dataclass
@@ -18,9 +16,8 @@ from midhaul import config as settings
 from midhaul import plant
 from midhaul.config import Config
 from midhaul.errors import ConfigError, EngineError
-from midhaul.federation import certs, claims, desk
+from midhaul.federation import claims, desk
 from midhaul.federation.desk import Unreachable
-from midhaul.federation.passes import Bearer
 from midhaul.message import Op
 from midhaul.plant import Plant
 from midhaul.runtime import channel
@@ -65,22 +62,6 @@ class Served:
         }
 
 
-def bearer(address: str, tls: Path | None, name: str) -> Bearer:
-    """Gives who this machine is to a server. Raises: ConfigError where it has nothing to show."""
-    host, port = desk.parse(address)
-    if tls is not None:
-        known = certs.names(tls)
-        if not name and len(known) != 1:
-            raise ConfigError(
-                f"{tls} has the keys of {len(known)} gateways ({', '.join(known) or 'none'}); say by --name which to be"
-            )
-        own = name or known[0]
-        return Bearer(own, certs.read(tls, own))
-    if not desk.is_loopback(host):
-        raise ConfigError(f"{address} is another machine, so it wants --tls FOLDER with ca.crt and this gateway's key")
-    return Bearer(name or f"{socket.gethostname()[:40]}-{os.getpid()}", None, desk.read_secret(port))
-
-
 def join(
     address: str,
     share: Share,
@@ -96,7 +77,7 @@ def join(
     Raises: MidhaulError, in one sentence, where the server refuses it or it can't have what it claims.
     """
     began, token, why, turns, connections = time.monotonic(), "", "", 0, 0
-    own = bearer(address, tls, name)
+    own = desk.bearer(address, tls, name)
     target = desk.joined(*desk.parse(address))
     while True:
         told = _enrol(target, tls, own.name, patience_s, tell)
@@ -187,7 +168,7 @@ def _enrol(address: str, tls: Path | None, name: str, patience_s: float, tell: T
     wait_s, began, has_told = FIRST_WAIT_S, time.monotonic(), False
     while True:
         try:
-            return desk.ask(address, "Join", bearer(address, tls, name))
+            return desk.ask(address, "Join", desk.bearer(address, tls, name))
         except Unreachable as error:
             if time.monotonic() - began > patience_s:
                 raise EngineError(f"{error}, and there was none for {patience_s:g} s; start `midhaul serve`") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from midhaul.errors import ConfigError
-from midhaul.federation import certs, desk, join
+from midhaul.federation import certs, desk
 from midhaul.federation.claims import spoken
 from midhaul.federation.passes import Bearer
 from midhaul.units import format_bytes, format_seconds
@@ -17,7 +17,7 @@ COLUMNS = ("gateway", "devices", "is", "answers", "back", "from it", "to it", "r
 def ask(address: str, tls: Path | None, name: str) -> dict[str, Any]:
     """Gives a server's standing (`serve.Standing.to_table`). Raises: EngineError where there is no server to ask."""
     who = Bearer("server", certs.read(tls, "server")) if tls and not name and _is_server(tls) else None
-    told = desk.ask(desk.joined(*desk.parse(address)), "Status", who or join.bearer(address, tls, name))
+    told = desk.ask(desk.joined(*desk.parse(address)), "Status", who or desk.bearer(address, tls, name))
     if not isinstance(told.get("gateways"), list):
         raise ConfigError(f"the server at {address} told nothing that can be read; install the same midhaul")
     return told
