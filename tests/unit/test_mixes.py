@@ -117,6 +117,19 @@ def test_a_round_that_no_mix_keeps_to_gives_the_nearest_and_says_so() -> None:
     assert dict(made.changes) == {"scheme_width_mix": "0.25*6"}
 
 
+def test_where_others_are_left_the_recipe_deals_to_them_anew() -> None:
+    config = MIXED.replace(scheme_name="heterofl", fleet_board="stm32l4,rp2040")
+    data = load("digits")
+    built = plant.build(config, dataset=data)
+    made = mixes.mix(Recipe("joules", 0.5, (), with_bits=False), built, config, data)
+    mixed = config.replace(**dict(made.changes))
+    assert mixes.for_others(made, mixed, data) == ()
+    fewer = dict(mixes.for_others(made, mixed.replace(data_num_devices=4), data))
+    counts = [int(part.partition("*")[2]) for part in fewer["scheme_width_mix"].split(",")]
+    assert sum(counts) == 4
+    plant.build(mixed.replace(data_num_devices=4, **fewer), dataset=data)
+
+
 def test_the_cheapest_cut_is_another_on_another_board() -> None:
     """A core without floats is cut early and sends more; one that computes cheaply goes on to where little is sent."""
     config = MIXED.replace(

@@ -10,11 +10,12 @@ model selection", IJCAI 1995, section 2; from memory).
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from midhaul.data import Dataset
 from midhaul.goals import Goal
+from midhaul.plan.mixes import for_others
 from midhaul.plan.probe import Forecast, Probe, advance, probe
 from midhaul.plan.rows import for_confirming
 from midhaul.server import Progress
@@ -58,7 +59,11 @@ def confirm(
         if other is None:
             return None
         config, aside = other
-        again = probe(chosen.candidate, config, Goal(1.0, (), "joules"), aside, folder / f"draw{draw}")
+        candidate = chosen.candidate
+        if candidate.mix is not None:
+            dealt = for_others(candidate.mix, candidate.config(config), aside)
+            candidate = replace(candidate, changes=tuple({**dict(candidate.changes), **dict(dealt)}.items()))
+        again = probe(candidate, config, Goal(1.0, (), "joules"), aside, folder / f"draw{draw}")
         advance(again, rounds, rounds, aside, progress)
         found.append(max(again.accuracies))
         num_rows = sum(len(rows) for rows in again.plant.federation.test)

@@ -12,7 +12,7 @@ from midhaul.config import Config
 from midhaul.data import Dataset
 from midhaul.goals import Goal, shown
 from midhaul.offers import Offer, Offers, can_have_bits, changes_of, differ, of_fleet
-from midhaul.plant import Plant
+from midhaul.plant import Plant, build
 
 SHARES = (0.5, 0.15)  # of the way from the leanest round to one in which each has the most that fits it
 
@@ -39,6 +39,7 @@ class Mix:
     changes: tuple[tuple[str, Any], ...]
     label: str
     about: str
+    num_devices: int
     nearest: str = ""
 
 
@@ -65,7 +66,20 @@ def mix(recipe: Recipe, plant: Plant, config: Config, data: Dataset, offers: Off
     found = offers or of_fleet(plant, config, data, with_bits=recipe.with_bits)
     best, limits = chosen(recipe, found, plant)
     picked = [found.offers[place] for place in best.picks]
-    return Mix(recipe, changes_of(picked, plant), label(picked), _about(picked, plant, best), _nearest(best, limits))
+    told = label(picked), _about(picked, plant, best), len(picked), _nearest(best, limits)
+    return Mix(recipe, changes_of(picked, plant), *told)
+
+
+def for_others(made: Mix, config: Config, data: Dataset) -> tuple[tuple[str, Any], ...]:
+    """Gives what a mix's recipe deals to the devices of other data; nothing where these are as many as it was made for.
+
+    `config` has what the mix deals. Raises: MidhaulError as `mix`.
+    """
+    plain = config.replace(**{name: "" for name, _ in made.changes if name != "link_up"})
+    others = build(plain, dataset=data)
+    if len(others.federation.train) == made.num_devices:
+        return ()
+    return mix(made.recipe, others, plain, data).changes
 
 
 def chosen(recipe: Recipe, found: Offers, plant: Plant) -> tuple[Choice, dict[str, float]]:

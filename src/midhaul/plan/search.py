@@ -21,7 +21,7 @@ from midhaul.goals import COSTS, Goal
 from midhaul.offers import Offers, of_fleet
 from midhaul.plan.candidates import Candidate, changes, first
 from midhaul.plan.confirm import Confirmed, confirm
-from midhaul.plan.mixes import Mix, mix, recipes
+from midhaul.plan.mixes import for_others, mix, recipes
 from midhaul.plan.probe import Forecast, Probe, Refused, advance, price, probe
 from midhaul.plan.rows import for_choosing
 from midhaul.plant import Plant as Built
@@ -173,22 +173,14 @@ class _Search:
                 self._put_aside(found.plant)
                 found = self._probe(candidate)
             if candidate.mix is not None:
-                found.aside = self._dealt_aside(candidate.mix, found)
+                assert self.aside is not None
+                found.aside = for_others(candidate.mix, found.config, self.aside)
             self.tell(f"trying {candidate.name}")
             price(found, self.data, self.progress)
         except MidhaulError as error:
             self._refuse(candidate, error)
             return None
         return found
-
-    def _dealt_aside(self, made: Mix, found: Probe) -> tuple[tuple[str, object], ...]:
-        """Gives what the mix's recipe deals to the devices that are left where others are put aside, if any are."""
-        assert self.aside is not None
-        like = next(one for one in self.tried if one.candidate.scheme == found.candidate.scheme)
-        left = build(like.config, dataset=self.aside)
-        if len(left.federation.train) == len(found.plant.federation.train):
-            return ()
-        return mix(made.recipe, left, like.config, self.aside).changes
 
     def _probe(self, candidate: Candidate) -> Probe:
         folder = self.folder / str(len(self.tried) + len(self.refused))
