@@ -26,9 +26,9 @@ pytest.importorskip("grpc", reason="gRPC isn't installed; `pip install midhaul[f
 
 TOKEN = "a token of this run alone"
 SMALL: dict[str, Any] = {
-    "data_num_devices": 5, "data_max_rows": 20, "data_test": "shared", "data_public": 0.1,
+    "data_num_devices": 4, "data_max_rows": 10, "data_test": "shared", "data_public": 0.1,
     "tiny_options": {"hidden": [8]}, "large_model": "mlp_large", "large_options": {"hidden": 16, "depth": 1},
-    "large_epochs": 1, "scheme_distill_epochs": 1, "scheme_lr": 0.1, "scheme_momentum": 0.5, "run_rounds": 3,
+    "large_epochs": 1, "scheme_distill_epochs": 1, "scheme_lr": 0.1, "scheme_momentum": 0.5, "run_rounds": 2,
     "fleet_deadline_s": 20.0,
 }  # fmt: skip
 
@@ -162,7 +162,7 @@ def test_a_killed_server_goes_on_to_the_same_bits_with_the_gateways_that_were_th
 
 
 def test_a_federation_is_resumed_as_a_simulation(tmp_path: Path) -> None:
-    settings = config("federated_split", scheme_momentum=0.5)
+    settings = config("federated_split", run_rounds=3)
     wanted = train.run(settings, tmp_path / "whole")
     with site(settings) as made, pytest.MonkeyPatch.context() as patch:
         patch.setattr(train._Run, "_is_enough", lambda self: self.done == 2)
