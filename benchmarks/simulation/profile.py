@@ -1,7 +1,8 @@
 """Where a round of midhaul goes, part by part. `python -m benchmarks.simulation.profile --workloads W1,W3`
 
 Each part's own time, less that of the parts it calls: CPU time of the thread that runs the round, on one thread, the
-median of some rounds. With `--perf` the rounds run under `perf stat`, where that exists and the machine has counters.
+median of some rounds and the least. With `--perf` the rounds run under `perf stat`, where that exists and the machine
+has counters.
 """
 
 from __future__ import annotations
@@ -100,11 +101,13 @@ def table(name: str, found: list[dict[str, float]]) -> str:
     """Gives the parts of a workload's round, the largest first."""
     labels = {label for own in found for label in own}
     middle = {label: statistics.median(own.get(label, 0.0) for own in found) for label in labels}
+    least = {label: min(own.get(label, 0.0) for own in found) for label in labels}
     total = sum(middle.values())
     lines = [f"{name}: {1e3 * total:.2f} ms a round"]
     for label, seconds in sorted(middle.items(), key=lambda item: -item[1]):
         if seconds >= 0.002 * total:
-            lines.append(f"  {label:44} {1e3 * seconds:9.2f} ms {100.0 * seconds / total:6.1f} %")
+            share = 100.0 * seconds / total
+            lines.append(f"  {label:44} {1e3 * seconds:9.2f} ms {share:6.1f} %   least {1e3 * least[label]:9.2f} ms")
     return "\n".join(lines)
 
 

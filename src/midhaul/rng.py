@@ -10,6 +10,7 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple
@@ -22,6 +23,7 @@ Words = npt.NDArray[np.uint32]
 _MUL = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
+_MUL_0, _MUL_1, _LOW, _SHIFT = np.uint64(_MUL[0]), np.uint64(_MUL[1]), np.uint64(_MASK), np.uint64(32)
 SERVER = 0xFFFFFFFF  # the device number of draws that the server makes for itself
 
 
@@ -94,14 +96,31 @@ def philox(counter: Words, seed: int) -> Words:
     >>> [f"{int(w):08x}" for w in philox(np.zeros((1, 4), np.uint32), 0)[0]]
     ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
     """
-    c0, c1, c2, c3 = (counter[:, i].astype(np.uint64) for i in range(4))
-    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
-    low, shift = np.uint64(_MASK), np.uint64(32)
-    for _ in range(10):
-        p0, p1 = c0 * np.uint64(_MUL[0]), c2 * np.uint64(_MUL[1])
-        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ np.uint64(k0), p1 & low, (p0 >> shift) ^ c3 ^ np.uint64(k1), p0 & low
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
+    c0, c1, c2, c3 = (np.array(counter[:, i], np.uint64) for i in range(4))
+    p0, p1 = np.empty_like(c0), np.empty_like(c0)
+    for k0, k1 in _round_keys(seed):  # in place: for some hundred blocks, memory for what comes between costs as much
+        np.multiply(c0, _MUL_0, p0)
+        np.multiply(c2, _MUL_1, p1)
+        np.bitwise_xor(np.right_shift(p1, _SHIFT, c0), c1, c0)
+        np.bitwise_xor(c0, k0, c0)
+        np.bitwise_xor(np.right_shift(p0, _SHIFT, c2), c3, c2)
+        np.bitwise_xor(c2, k1, c2)
+        np.bitwise_and(p1, _LOW, c1)
+        np.bitwise_and(p0, _LOW, c3)
+    blocks = np.empty((len(counter), 4), np.uint32)
+    for place, word in enumerate((c0, c1, c2, c3)):
+        blocks[:, place] = word
+    return blocks
+
+
+@functools.lru_cache(maxsize=16)
+def _round_keys(seed: int) -> tuple[tuple[np.uint64, np.uint64], ...]:
+    """Gives the keys of the ten rounds."""
+    low, high = seed & _MASK, (seed >> 32) & _MASK
+    return tuple(
+        (np.uint64((low + _WEYL[0] * number) & _MASK), np.uint64((high + _WEYL[1] * number) & _MASK))
+        for number in range(10)
+    )
 
 
 def uniform(key: Key, num: int) -> npt.NDArray[np.float32]:
@@ -150,9 +169,10 @@ def permutation(key: Key, num: int) -> npt.NDArray[np.int64]:
     [0, 1, 2, 3, 4]
     """
     order = list(range(num))
-    for step, word in enumerate(key.words(max(num - 1, 0)).tolist()):
-        last = num - 1 - step
-        other = (word * (last + 1)) >> 32
+    drawn = key.words(max(num - 1, 0)).astype(np.uint64)
+    ends: npt.NDArray[np.uint64] = np.arange(num, 1, -1).astype(np.uint64)
+    others = (drawn * ends) >> _SHIFT
+    for last, other in zip(range(num - 1, 0, -1), others.tolist(), strict=True):
         order[last], order[other] = order[other], order[last]
     return np.asarray(order, np.int64)
 
@@ -209,7 +229,7 @@ def first_of_permutation(key: Key, num: int, size: int) -> npt.NDArray[np.int64]
     True
     """
     num = min(num, size)
-    if size < 512 or 2 * num > size:
+    if size < 1536 or 2 * num > size:
         return permutation(key, size)[:num]
     last = np.arange(size - 1, 0, -1)
     other = np.zeros(size, np.int64)

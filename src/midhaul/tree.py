@@ -89,14 +89,15 @@ def weighted_mean(stacked: Tree, weight: Tensor) -> Tree:
     >>> weighted_mean({"w": torch.tensor([[1.0], [4.0]])}, torch.tensor([1.0, 2.0]))
     {'w': tensor([3.])}
     """
-    share = weight.to(torch.float64) / weight.sum(dtype=torch.float64)
+    share = (weight.to(torch.float64) / weight.sum(dtype=torch.float64))[None]
 
     def mean(value: Tensor) -> Tensor:
         # A block of columns in double precision stays in the cache; each sum is the one that it is in the whole.
-        parts = torch.split(value.unsqueeze(-1).flatten(1), _BLOCK, 1)
-        own = share.to(value.device)
-        totals = [torch.tensordot(own, part.to(torch.float64), dims=([0], [0])) for part in parts]
-        return torch.cat(totals).to(value.dtype).reshape(value.shape[1:])
+        flat, own = value.unsqueeze(-1).flatten(1), share.to(value.device)
+        parts = (flat,) if flat.shape[1] <= _BLOCK else torch.split(flat, _BLOCK, 1)
+        totals = [torch.mm(own, part.to(torch.float64)) for part in parts]
+        whole = totals[0] if len(totals) == 1 else torch.cat(totals, 1)
+        return whole.to(value.dtype).reshape(value.shape[1:])
 
     return map(stacked, mean)
 

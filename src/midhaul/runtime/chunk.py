@@ -6,7 +6,7 @@ Shape letters: D devices of the chunk, S steps, B rows of a batch (the widest), 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,10 +70,14 @@ class Chunk:
         self.shared, self.each = fleet.parameters(message, devices)
         self.counts = [float(len(r)) for r in rows]
         self.device = self.population.x.device
-        self._orders = Orders(devices, rows)
         self._call = self.program.call_front if message.op == Op.FORWARD else self.program.call
         # Rows that the server sent to be trained on: they have logits and no label.
         self.sent = message.tree.get("x") if message.op == Op.FIT else None
+
+    @cached_property
+    def _orders(self) -> Orders:
+        """What the batches are drawn by where torch trains."""
+        return Orders(self.devices, self.rows)
 
     @property
     def source(self) -> Source:
@@ -117,7 +121,9 @@ class Chunk:
             soft = shared.expand(len(self.devices), *shared.shape)
         trained, metrics = self.descend(soft)
         sent = self.program.sendable(str(self.settings.get("send", "none")))
-        whole = {name: trained.get(name, self._stacked(name)) for name in dict.fromkeys((*sent, *trained))}
+        whole = {
+            name: trained[name] if name in trained else self._stacked(name) for name in dict.fromkeys((*sent, *trained))
+        }
         if bound := float(self.settings.get("clip", 0.0)):
             whole = self._clipped(whole, sent, bound)
         for name in trained:
@@ -532,12 +538,12 @@ def replies_of(
     devices: list[int], tensors: Tree, rows: list[Indices] | None, weight: list[float], metrics: dict[str, Tensor]
 ) -> Replies:
     """Gives replies in ascending order of the devices."""
-    places = sorted(range(len(devices)), key=devices.__getitem__)
+    ascending = sorted(devices)
     # Devices that did as much as one another stand in order already.
-    order = slice(None) if places == list(range(len(devices))) else torch.tensor(places, dtype=torch.int64)
+    order = slice(None) if ascending == devices else torch.from_numpy(np.argsort(devices, kind="stable"))
     counts = [len(r) for r in rows] if rows is not None and any(n in ROW_KINDS for n in tensors) else [0] * len(devices)
     return Replies(
-        tuple(sorted(devices)),
+        tuple(ascending),
         {name: value[order].detach() for name, value in tensors.items()},
         torch.tensor(counts, dtype=torch.int64)[order],
         torch.tensor(weight, dtype=torch.float64)[order],

@@ -87,8 +87,11 @@ class Stacked:
         """Gives an op's work in chunks that fit the memory: `num` with about as many rows each, more if they must."""
         rows = self._rows(message, asked, key)
         # Devices with much to do stand together, so that little of a chunk is padding.
-        order = sorted(range(len(asked)), key=lambda place: (-len(rows[place]), asked[place]))
+        counts = [-len(own) for own in rows]
+        order = [place for *_, place in sorted(zip(counts, asked, range(len(asked)), strict=True))]
         size = self._chunk(message, rows)
+        if num == 1 and size >= len(order) and order == list(range(len(order))):
+            return [Job(message, asked, rows, key)] if asked else []
         work = [1 if "x" in message.tree else 1 + len(rows[place]) for place in order]
         shares: list[list[int]] = [[] for _ in range(num)]
         before, total = 0, sum(work)

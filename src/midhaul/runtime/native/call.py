@@ -132,7 +132,7 @@ class Call:
 
     def _labels(self, part: Part) -> Tensor:
         if not part.population.classes:
-            return part.population.y[torch.from_numpy(self.rows)]
+            return torch.from_numpy(part.population.y.numpy()[self.rows])
         own = [
             part.population.labels([device], torch.from_numpy(rows)[None])[0]
             for device, rows in zip(part.devices, part.rows, strict=True)
@@ -143,8 +143,9 @@ class Call:
         """Says how many steps each device goes, and how far."""
         job, devices, each = self.job, part.devices, part.message.each_settings
         for name, usual in (("batch", 0), ("epochs", 1), ("steps", 0), ("step", 0), ("epoch", 0)):
-            values = each.get(name) or [settings.get(name, usual)] * len(devices)
-            setattr(job, name, self.array([int(value) for value in values]))
+            values = each.get(name)
+            same = np.full(len(devices), int(settings.get(name, usual)), np.int64)
+            setattr(job, name, self.array([int(value) for value in values] if values else same))
         job.device = self.array(devices)
         key = part.key
         job.seed, job.round, job.use = key.seed & (2**64 - 1), key.round & (2**32 - 1), int(rng.Use.BATCH)

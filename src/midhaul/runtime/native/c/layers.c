@@ -183,9 +183,9 @@ static void turn(mk_thread *t, int64_t layer, const float *w)
 {
     const mk_layer *l = &t->run->job->layers[layer];
     const mk_place *p = &t->run->places[layer];
-    if (t->stale)
+    if (t->stale) /* with the zeros behind the last column, over which the next segment is written */
         for (int64_t s = 0; s < p->segments; s++)
-            mk_transpose_f32(w + s * p->depth * p->ldw, p->depth, l->out_c, p->ldw,
+            mk_transpose_f32(w + s * p->depth * p->ldw, p->depth, (l->out_c + 3) / 4 * 4, p->ldw,
                              t->memory + p->back + s * l->out_c * p->ldt, p->ldt);
 }
 

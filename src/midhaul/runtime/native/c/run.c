@@ -84,7 +84,7 @@ static void lay_out(mk_run *r, const mk_layer *l, mk_place *p, int64_t *total)
         p->ldw = rounded(l->out_c);
         p->ldt = rounded(p->depth);
         if (layer > r->lowest && l->kind == MK_CONV)
-            p->back = take(total, p->segments * l->out_c * p->ldt);
+            p->back = take(total, (p->segments * l->out_c + 3) * p->ldt); /* turned four by four */
     }
     int64_t scratch = l->out_h * l->out_w * p->mid, places = l->out_h * l->out_w;
     r->widest = scratch > r->widest ? scratch : r->widest;
@@ -234,7 +234,10 @@ void mk_read_rows(mk_thread *t, const int64_t *rows, int64_t num)
         if (job->bytes)
             bytes_in(to, p->row, l, job->bytes + rows[m] * job->row_size, job->x);
         else if (l->in_h * l->in_w == 1)
-            memcpy(to, job->x + rows[m] * job->row_size, (size_t)l->in_c * sizeof(float));
+            for (int64_t c = 0; c < l->in_c; c += MK_LANES) {
+                int num = mk_lanes(l->in_c, c);
+                store_first(to + c, load_first(job->x + rows[m] * job->row_size + c, num), num);
+            }
         else
             image_in(to, p->row, l->in_h, l->in_w, l->in_c, job->x + rows[m] * job->row_size);
     }

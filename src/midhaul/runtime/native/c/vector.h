@@ -38,6 +38,7 @@
 
 typedef float vf __attribute__((vector_size(4 * MK_LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * MK_LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * MK_LANES)));
 typedef float vf_any __attribute__((vector_size(4 * MK_LANES), aligned(4), may_alias));
 typedef int32_t vi_any __attribute__((vector_size(4 * MK_LANES), aligned(4), may_alias));
 
