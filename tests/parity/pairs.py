@@ -287,7 +287,7 @@ def stages(text: str) -> Stages:
 
 def told(how: Stages, turn: int, *, feeds_back: bool) -> Settings:
     """Gives the settings that tell a device to code its reply to FIT."""
-    return Updates(how, error_feedback=feeds_back).asked(Message(Op.FIT, settings=FIT), turn)
+    return Updates(how, error_feedback=feeds_back).asked(Message(Op.FIT, settings=FIT), turn, device=0)
 
 
 FIT: Settings = {"lr": 0.05, "batch": 4, "epochs": 2, "train": "whole", "send": "whole"}

@@ -54,8 +54,10 @@ def stop_after(number: int) -> object:
 RESUMED = ["local", "pooled", "fedadam", "transfer", "fedrep", "split", "federated_split_v1", "fedgkt"]
 
 
-# A cluster is a process that all its tests share: resuming there is in tests/contract/test_cluster.py.
-ENGINES = [(name, engine) for name in RESUMED for engine in SCHEMES[name].engines if engine != "cluster"]
+# A cluster and gateways are processes of their own: resuming there is in tests/contract, in test_cluster.py,
+# test_federation.py and test_serve.py.
+ELSEWHERE = ("cluster", "gateways")
+ENGINES = [(name, engine) for name in RESUMED for engine in SCHEMES[name].engines if engine not in ELSEWHERE]
 
 
 @pytest.mark.parametrize(("name", "engine"), ENGINES)

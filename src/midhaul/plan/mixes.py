@@ -110,6 +110,7 @@ def chosen(recipe: Recipe, found: Offers, plant: Plant) -> tuple[Choice, dict[st
 def label(picked: Sequence[Offer]) -> str:
     """Gives who has what, in a few words.
 
+    >>> from midhaul.variants import Variant
     >>> label([Offer(Variant(width=0.5)), Offer(Variant()), Offer(Variant(width=0.5))])
     'width 0.5 on 2, 1 on 1'
     """
