@@ -199,7 +199,7 @@ class Liar:
         self.call = self.channel.stream_stream(f"/{channel.SERVICE}/{channel.METHOD}")(sent)
         self.opener = Opener(0)
         nonce = bytes(self.next().payload)
-        rows = hello.counts_of(made.population, devices)
+        rows = hello.rows_of(made.population, devices)
         said = Hello(name, "1", made.models.digest, rows)
         self.say(Envelope(Sign.HELLO, 0, 0, 0, said.pack(TOKEN, nonce)))
         self.run = self.next().run
@@ -418,28 +418,33 @@ def test_who_may_not_join_is_told_why() -> None:
         fewer = replace(made.population, train=(made.population.train[0], *made.population.train[:2]))
         made.gateway("liar", engine=Stacked(made.program, replace(fewer, members=(1,))))
         until(lambda: len(made.errors) == 4)
+        first, second, *rest = made.population.train
+        other = replace(made.population, train=(first, second[::-1].copy(), *rest), members=(1,))
+        made.gateway("other", engine=Stacked(made.program, other))
+        until(lambda: len(made.errors) == 5)
         words = (
             "refused gateway stranger: a gateway's token is not this run's",
             "device 0 is with gateway good, which is there; gateway rival can't have it too",
             "that name is with gateway good",
             "gateway liar has 1 rows to train on for device 1, and this run 7",
+            "gateway other has other rows for device 1 than this run",
         )
         for error, word in zip(made.errors, words, strict=True):
             assert isinstance(error, EngineError)
             assert word in str(error)
-        assert made.server.refused == {"join": 4}
-        assert len([line for line in made.told if "was refused" in line]) == 4
+        assert made.server.refused == {"join": 5}
+        assert len([line for line in made.told if "was refused" in line]) == 5
 
 
 def test_a_recorded_hello_is_worth_nothing() -> None:
-    said = Hello("north", "1", "model", {0: (1, 2, 3)})
+    said = Hello("north", "1", "model", {0: (1, 2, 3, 4)})
     data = said.pack(TOKEN, b"a" * hello.NONCE_BYTES)
     assert Hello.unpack(data, TOKEN, b"a" * hello.NONCE_BYTES) == said
     assert TOKEN.encode() not in data
     with pytest.raises(Refused, match="token is not this run's, or its HELLO was replayed"):
         Hello.unpack(data, TOKEN, b"b" * hello.NONCE_BYTES)
     with pytest.raises(Refused, match="replayed"):
-        Hello.unpack(data[:-2] + b"4]", TOKEN, b"a" * hello.NONCE_BYTES)
+        Hello.unpack(data[:-2] + b"5]", TOKEN, b"a" * hello.NONCE_BYTES)
 
 
 def test_an_exchange_ends_at_its_deadline_and_who_was_late_is_told_what_it_missed() -> None:

@@ -77,12 +77,12 @@ class Messages:
         new = [node for node in self._courier.nodes() if node not in known]
         for node, said in self._carry({node: {"kind": "hello"} for node in new}).items():
             table = json.loads(str(said["hello"]))
-            rows = {int(device): tuple(counts) for device, counts in table["rows"].items()}
+            rows = {int(device): tuple(held) for device, held in table["rows"].items()}
             if table["version"] != __version__ or table["model"] != self.models.digest:
                 raise EngineError(f"node {node} has another midhaul or another model; give both sides the same")
             if (
                 not rows.keys() <= {*self.devices, *self.test_devices}
-                or hello.counts_of(self.population, tuple(rows)) != rows
+                or hello.rows_of(self.population, tuple(rows)) != rows
             ):
                 raise EngineError(f"node {node} has other data than this run; give both sides the same data and seed")
             if taken := [device for device in rows if device in self.holder]:
@@ -167,7 +167,7 @@ def answer(built: Plant, content: Content, *, gives_rows: bool = False) -> dict[
     engine, models = built.engine, Models.of(built.kit.groups)
     devices = tuple(sorted({*engine.devices, *engine.test_devices}))
     if content["kind"] == "hello":
-        rows = hello.counts_of(engine.population, devices)  # type: ignore[union-attr]
+        rows = hello.rows_of(engine.population, devices)  # type: ignore[union-attr]
         return {"hello": json.dumps({"version": __version__, "model": models.digest, "rows": rows})}
     ask = parcel.unpack_ask(_bytes(content["ask"]), models)
     if ask.message.op == Op.READ and "what" in ask.message.settings and not gives_rows:

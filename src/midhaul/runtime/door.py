@@ -224,12 +224,17 @@ class Door:
                 f"gateway {said.name} holds no device, or one that this run doesn't have; they are 0 to "
                 f"{max(self._wanted)}",
             )
-        ours = hello.counts_of(self.population, tuple(said.rows))
-        if odd := [device for device, counts in said.rows.items() if ours[device] != counts]:
+        ours = hello.rows_of(self.population, tuple(said.rows))
+        if odd := [device for device, rows in said.rows.items() if ours[device] != rows]:
+            theirs, own = said.rows[odd[0]], ours[odd[0]]
+            what = (
+                f"has other rows for device {odd[0]} than this run"
+                if theirs[0] == own[0]
+                else f"has {theirs[0]} rows to train on for device {odd[0]}, and this run {own[0]}"
+            )
             raise Refused(
                 Refusal.JOIN,
-                f"gateway {said.name} has {said.rows[odd[0]][0]} rows to train on for device {odd[0]}, and this run "
-                f"{ours[odd[0]][0]}; give both sides the same data and the same data.* and run.seed",
+                f"gateway {said.name} {what}; give both sides the same data and the same data.* and run.seed",
             )
 
     def _read(self, peer: Peer, connection: Connection, requests: Iterator[bytes]) -> None:

@@ -80,6 +80,7 @@ class Gateway:
         self.connections = 0
         self._token, self._credentials, self._options = token, credentials, options
         self._incarnation = secrets.token_hex(8)
+        self._rows = hello.rows_of(engine.population, self.devices)  # as they are before any drift
         self._run, self._last = 0, Envelope(_DONE, 0, 0, 0, b"")
         self._kept = _Memory()
         self._shifted = False
@@ -158,9 +159,7 @@ class Gateway:
             if envelope.sign == Sign.GOODBYE:
                 return True
             if envelope.sign == Sign.CHALLENGE:
-                population = self.engine.population
-                rows = hello.counts_of(population, self.devices)
-                said = Hello(self.name, self._incarnation, self.models.digest, rows)
+                said = Hello(self.name, self._incarnation, self.models.digest, self._rows)
                 out.put(Envelope(Sign.HELLO, 0, 0, 0, said.pack(self._token, bytes(envelope.payload))))
             elif envelope.sign == Sign.WELCOME:
                 self._welcome(envelope)

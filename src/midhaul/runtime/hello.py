@@ -15,25 +15,29 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+
 from midhaul import __version__
-from midhaul.program import Population
+from midhaul.program import Indices, Population
 from midhaul.runtime.envelope import Refusal, Refused
 
 NONCE_BYTES = 32
 MAX_BYTES = 1 << 24  # of a HELLO
 MAX_NAME = 64
+Rows = tuple[int, int, int, int]
 _PROOF_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
 class Hello:
-    """Who a gateway is. `incarnation` is drawn anew by each process; `rows` are the counts of train, test and adapt
-    rows of each device; `model` is `parcel.Models.digest`."""
+    """Who a gateway is. `incarnation` is drawn anew by each process; `rows` is what `rows_of` gives; `model` is
+    `parcel.Models.digest`."""
 
     name: str
     incarnation: str
     model: str
-    rows: dict[int, tuple[int, int, int]]
+    rows: dict[int, Rows]
     version: str = __version__
 
     def pack(self, token: str, nonce: bytes) -> bytes:
@@ -62,12 +66,23 @@ class Hello:
             raise Refused(Refusal.JOIN, "a gateway's HELLO isn't one; install the same midhaul on both sides") from None
 
 
-def counts_of(population: Population, devices: tuple[int, ...]) -> dict[int, tuple[int, int, int]]:
-    """Gives how many rows to train on, to test on and to adapt on each of some devices has."""
+def rows_of(population: Population, devices: tuple[int, ...]) -> dict[int, Rows]:
+    """Gives how many rows to train on, to test on and to adapt on each of some devices has, and a digest of which these
+    are and of their labels: another partition of the same data is rarely told by the counts alone."""
+    known: dict[int, tuple[Indices, bytes]] = {}  # by the array's id: many devices may be tested on the same one
+
+    def digest(places: Indices) -> bytes:
+        if id(places) not in known:
+            labels = population.y[torch.as_tensor(places)].cpu().numpy()
+            data = np.asarray(places, "<i8").tobytes() + labels.astype("<f8").tobytes()
+            known[id(places)] = places, hashlib.sha256(data).digest()
+        return known[id(places)][1]
+
     found = {}
     for device in devices:
-        train, test, adapt = (len(population.rows(device, name)) for name in ("train", "test", "adapt"))
-        found[device] = (train, test, adapt)
+        train, test, adapt = parts = [population.rows(device, name) for name in ("train", "test", "adapt")]
+        number = int.from_bytes(hashlib.sha256(b"".join(map(digest, parts))).digest()[:8], "little") >> 1
+        found[device] = (len(train), len(test), len(adapt), number)
     return found
 
 
@@ -82,10 +97,10 @@ def _checked(table: Any) -> Hello:
         raise ValueError
     if not 0 < len(name) <= MAX_NAME or not isinstance(table["rows"], list):
         raise ValueError
-    rows: dict[int, tuple[int, int, int]] = {}
+    rows: dict[int, Rows] = {}
     for entry in table["rows"]:
-        device, train, test, adapt = entry
+        device, train, test, adapt, digest = entry
         if device in rows or any(type(number) is not int or number < 0 for number in entry):
             raise ValueError
-        rows[device] = (train, test, adapt)
+        rows[device] = (train, test, adapt, digest)
     return Hello(name, texts[1], texts[2], rows, texts[3])
