@@ -1,4 +1,4 @@
-"""Every benchmark that needs no network of its own and no hour: `python -m benchmarks`, or `make bench`
+"""The benchmarks that need nothing but this machine, one after another: `python -m benchmarks`, or `make bench`
 
 First the contest of simulators, which is written into docs/results.md and drawn; then time and memory against the size
 of a fleet, the engines side by side, what the device runtime costs, and what the simulated link costs. Each is a

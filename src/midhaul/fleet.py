@@ -36,6 +36,20 @@ class Group:
     model: str = ""
 
 
+class Populated:
+    """A fleet whose devices are those of a population."""
+
+    population: Population
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        return self.population.devices
+
+    @property
+    def test_devices(self) -> tuple[int, ...]:
+        return self.population.test_devices
+
+
 class Fleet(Protocol):
     """Devices that answer messages: an engine, a link around an engine, a gateway of fleets.
 
@@ -79,3 +93,17 @@ class Held(Fleet, Protocol):
     def restore(self, whole: Tree) -> None:
         """Puts the devices back to where `dump` found them."""
         ...
+
+
+class Around:
+    """A fleet around a fleet: the same devices."""
+
+    fleet: Fleet
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        return self.fleet.devices
+
+    @property
+    def test_devices(self) -> tuple[int, ...]:
+        return self.fleet.test_devices

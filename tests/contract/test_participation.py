@@ -13,7 +13,7 @@ from midhaul import plant, rng, tree
 from midhaul.config import Config
 from midhaul.devices import profiles
 from midhaul.errors import ConfigError
-from midhaul.fleet import Part
+from midhaul.fleet import Around, Part
 from midhaul.kit import PROPERTIES
 from midhaul.link import radio
 from midhaul.message import Message, Op, Replies
@@ -38,20 +38,12 @@ HARD: dict[str, dict[str, object]] = {
 }
 
 
-class Witness:
+class Witness(Around):
     """A fleet that keeps what it was asked."""
 
     def __init__(self, fleet: Loop | Stacked | Groups) -> None:
         self.fleet = fleet
         self.asked: list[tuple[int, Message, tuple[int, ...]]] = []
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        return self.fleet.devices
-
-    @property
-    def test_devices(self) -> tuple[int, ...]:
-        return self.fleet.test_devices
 
     def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
         self.asked.append((key.round, message, tuple(self.devices if devices is None else devices)))

@@ -12,7 +12,7 @@ import pytest
 from midhaul import rng, schedule, train, tree
 from midhaul.config import Config
 from midhaul.errors import ConfigError
-from midhaul.fleet import Fleet, Part
+from midhaul.fleet import Around, Fleet, Part
 from midhaul.message import Message, Op, Replies
 from midhaul.runtime.firmware import Firmware
 from midhaul.schemes import SCHEMES
@@ -27,20 +27,12 @@ RATES = {1: 1.0, 2: 1.0, 3: 0.25}
 OWN = ("reptile",)  # whose devices train at the rate of the inner loop
 
 
-class Witness:
+class Witness(Around):
     """A fleet that keeps the learning rates that it was sent, by round."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.rates: dict[int, set[float]] = {}
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        return self.fleet.devices
-
-    @property
-    def test_devices(self) -> tuple[int, ...]:
-        return self.fleet.test_devices
 
     def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
         if message.op in (Op.FIT, Op.BACKWARD) and key.round:

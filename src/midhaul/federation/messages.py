@@ -16,7 +16,7 @@ import torch
 
 from midhaul import __version__, rng
 from midhaul.errors import EngineError, MidhaulError
-from midhaul.fleet import Group, Part
+from midhaul.fleet import Group, Part, Populated
 from midhaul.message import Message, Op, Replies, gather, join
 from midhaul.plant import Engine, Plant
 from midhaul.program import Population
@@ -37,7 +37,7 @@ class Courier(Protocol):
     def carry(self, contents: Mapping[int, Content]) -> Mapping[int, Content]: ...
 
 
-class Messages:
+class Messages(Populated):
     """A fleet whose devices lie behind nodes that a courier reaches.
 
     `config` is what each node makes its part of the run from. `simulated` are the same devices here, for what only a
@@ -58,14 +58,6 @@ class Messages:
         self.models, self.shadow = Models.of(groups), Shadow(groups, population)
         self.holder: dict[int, int] = {}  # the node of each device
         self._courier, self._config = courier, config
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        return self.population.devices
-
-    @property
-    def test_devices(self) -> tuple[int, ...]:
-        return self.population.test_devices
 
     def missing(self) -> list[int]:
         """Gives the devices that no node holds."""

@@ -25,7 +25,7 @@ from midhaul import plant as plants
 from midhaul.config import Config
 from midhaul.data import Dataset
 from midhaul.errors import CheckpointError, ConfigError, DataError
-from midhaul.fleet import Fleet, Part
+from midhaul.fleet import Around, Fleet, Part
 from midhaul.inference.gate import Bools
 from midhaul.inference.stages import Ints
 from midhaul.message import Message, Op, Replies
@@ -138,7 +138,7 @@ def _key(config: Config) -> rng.Key:
     return rng.Key(config.run.seed, config.run.rounds, rng.SERVER, 0)
 
 
-class _Ear:
+class _Ear(Around):
     """A fleet that passes messages on and asks those who are tested what they would answer."""
 
     def __init__(self, fleet: Fleet, *, wants_trees: bool) -> None:
@@ -146,14 +146,6 @@ class _Ear:
         self.wants_trees = wants_trees
         self.heard: list[Replies] = []
         self.trees: dict[int, Tree] = {}
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        return self.fleet.devices
-
-    @property
-    def test_devices(self) -> tuple[int, ...]:
-        return self.fleet.test_devices
 
     def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
         if message.op == Op.ADAPT:

@@ -23,7 +23,7 @@ from torch import Tensor
 from midhaul import ops, rng
 from midhaul.config import Config
 from midhaul.errors import ConfigError, EngineError
-from midhaul.fleet import Fleet, Part
+from midhaul.fleet import Around, Fleet, Part
 from midhaul.kit import Scheme
 from midhaul.link import compress
 from midhaul.link.compress import Coded, Coder
@@ -143,7 +143,7 @@ def plan_coding(config: Config, scheme: Scheme, programs: Iterable[Program], num
     return Coding(*coders.values(), error_feedback=link.error_feedback, correction=link.correction, updates=updates)
 
 
-class AsDelivered:
+class AsDelivered(Around):
     """A fleet as a test meets it: activations are what the link makes of them, and nothing is charged or lost.
 
     A deployment sends activations through the same coders, in frames of `batch` rows (0: all rows of a device).
@@ -151,14 +151,6 @@ class AsDelivered:
 
     def __init__(self, fleet: Fleet, coder: Coder, batch: int) -> None:
         self.fleet, self.coder, self.batch = fleet, coder, batch
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        return self.fleet.devices
-
-    @property
-    def test_devices(self) -> tuple[int, ...]:
-        return self.fleet.test_devices
 
     def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
         """Does the exchange; activations pass through the coder both ways."""

@@ -15,7 +15,7 @@ import torch
 
 from midhaul import hardware, rng
 from midhaul.errors import EngineError
-from midhaul.fleet import Part
+from midhaul.fleet import Part, Populated
 from midhaul.message import Message, Op, Replies, Reply, gather, join
 from midhaul.program import Population, Program
 from midhaul.runtime.remote import Blobs, Event, Place, Remote
@@ -25,7 +25,7 @@ from midhaul.tree import Tree
 MAX_THREADS = 64
 
 
-class Firmware:
+class Firmware(Populated):
     """A fleet whose first training devices are behind addresses; all others are simulated side by side.
 
     `seed` is the run's, for what the devices draw themselves. `tell` is given a sentence about each device that is
@@ -64,14 +64,6 @@ class Firmware:
         self._restored = False
         self._barren = 0  # refusals since the last answer
         self._pool = ThreadPoolExecutor(min(MAX_THREADS, max(len(places), 1)), "device")
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        return self.population.devices
-
-    @property
-    def test_devices(self) -> tuple[int, ...]:
-        return self.population.test_devices
 
     @property
     def about(self) -> str:

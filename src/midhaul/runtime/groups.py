@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from midhaul import rng
 from midhaul.errors import EngineError
-from midhaul.fleet import Group, Held, Part
+from midhaul.fleet import Group, Held, Part, Populated
 from midhaul.message import Message, Replies, gather, join
 from midhaul.program import Population, Program
 from midhaul.runtime.cluster import Cluster
@@ -17,7 +17,7 @@ from midhaul.runtime.stacked import Stacked
 from midhaul.tree import Tree
 
 
-class Groups:
+class Groups(Populated):
     """A fleet whose devices lie in several engines; a message goes to the engines of those that it is for.
 
     `build` makes an engine of a program and the population of its devices; groups that share a program share one.
@@ -39,14 +39,6 @@ class Groups:
                 members = tuple(sorted({*members} & {*population.members}))
             self._place |= dict.fromkeys(members, len(self.engines))
             self.engines.append(build(program, replace(population, members=members)))
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        return self.population.devices
-
-    @property
-    def test_devices(self) -> tuple[int, ...]:
-        return self.population.test_devices
 
     def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
         """Does the op on each device in the engine that it lies in.

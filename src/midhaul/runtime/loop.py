@@ -7,28 +7,20 @@ from dataclasses import replace
 
 from midhaul import ops, rng
 from midhaul.errors import EngineError
-from midhaul.fleet import Part
+from midhaul.fleet import Part, Populated
 from midhaul.message import Message, Replies, Reply, gather
 from midhaul.ops import State
 from midhaul.program import Population, Program
 from midhaul.tree import Tree
 
 
-class Loop:
+class Loop(Populated):
     """A fleet in this process that visits its devices one by one."""
 
     def __init__(self, program: Program, population: Population) -> None:
         self.program = program
         self.population = population
         self.states: dict[int, State] = {}
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        return self.population.devices
-
-    @property
-    def test_devices(self) -> tuple[int, ...]:
-        return self.population.test_devices
 
     def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
         """Does the op on each device in turn; all answer."""

@@ -17,7 +17,7 @@ import torch
 from midhaul import budget, rng, rules
 from midhaul.devices.profiles import Board
 from midhaul.errors import EngineError, FrameError
-from midhaul.fleet import Fleet, Group, Part
+from midhaul.fleet import Around, Fleet, Group, Part
 from midhaul.link import frame
 from midhaul.link.bits import Floats
 from midhaul.link.conditions import Surroundings
@@ -53,7 +53,7 @@ class _Down:
     devices: list[int] = field(default_factory=list)
 
 
-class OverLink:
+class OverLink(Around):
     """A fleet around a fleet: the same devices, behind a radio."""
 
     def __init__(
@@ -106,14 +106,6 @@ class OverLink:
         self.deadline_s = math.inf  # of the round
         self._turn = (-1, 0)  # the round, and the exchanges made in it
         self.seconds: dict[int, tuple[float, float]] = {}  # on air and computing, of each device in the last exchange
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        return self.fleet.devices
-
-    @property
-    def test_devices(self) -> tuple[int, ...]:
-        return self.fleet.test_devices
 
     def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
         """Frames, charges and delivers the message, and the replies; a device whose frame is lost for good is absent.

@@ -15,7 +15,7 @@ from typing import Protocol
 from midhaul import rng
 from midhaul.config import Config
 from midhaul.errors import ConfigError
-from midhaul.fleet import Fleet, Part
+from midhaul.fleet import Around, Fleet, Part
 from midhaul.kit import Kit, Scheme
 from midhaul.message import Message, Op, Replies, Setting, gather
 from midhaul.runtime.band import Band
@@ -75,12 +75,14 @@ def speed(spread: float, device: int, seed: int) -> float:
     return math.exp(spread * float(rng.normal(rng.key(seed, 0, device, rng.Use.SPEED), 1)[0])) if spread else 1.0
 
 
-class Participation:
+class Participation(Around):
     """A fleet whose devices may be absent from a round, late in it, or short of time. Round 0 waits for all.
 
     `keeps_stragglers`: what a straggler did is taken, whatever scheme.drop_stragglers says. `choosing` says who is in a
     cohort, where that isn't drawn.
     """
+
+    fleet: Metered
 
     def __init__(
         self, fleet: Metered, kit: Kit, *, keeps_stragglers: bool = False, choosing: Choosing | None = None
@@ -101,14 +103,6 @@ class Participation:
         self._speeds: dict[tuple[int, int], float] = {}
         self._late: frozenset[int] = frozenset()
         self._elapsed: dict[int, float] = {}  # of each device in this round
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        return self.fleet.devices
-
-    @property
-    def test_devices(self) -> tuple[int, ...]:
-        return self.fleet.test_devices
 
     def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
         """Asks those that take part; gives the replies that came in time."""

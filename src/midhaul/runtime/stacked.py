@@ -14,7 +14,7 @@ from torch import Tensor
 
 from midhaul import hardware, ops, rng, tree
 from midhaul.errors import EngineError
-from midhaul.fleet import Part
+from midhaul.fleet import Part, Populated
 from midhaul.message import Message, Op, Replies, join
 from midhaul.models import adapters
 from midhaul.program import Indices, Population, Program
@@ -35,7 +35,7 @@ class Job:
     key: rng.Key
 
 
-class Stacked:
+class Stacked(Populated):
     """A fleet in this process that trains its devices side by side.
 
     A name that all devices hold alike lies once in `base`; one that differs lies in `own`, for those that have one.
@@ -62,14 +62,6 @@ class Stacked:
         self.own: dict[str, Own] = {}
         self.momentum: dict[str, Own] = {}
         self.stash: dict[int, Indices] = {}
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        return self.population.devices
-
-    @property
-    def test_devices(self) -> tuple[int, ...]:
-        return self.population.test_devices
 
     def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
         """Does the op on all devices, a chunk at a time; all answer."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from midhaul import rng
 from midhaul.errors import EngineError, QuorumError
-from midhaul.fleet import Group, Part
+from midhaul.fleet import Group, Part, Populated
 from midhaul.message import Message, Op, Replies, gather, join
 from midhaul.program import Population
 from midhaul.runtime import about, parcel
@@ -43,7 +43,7 @@ Jobs = dict[Peer, deque[Job]]
 Reminders = dict[Peer, list[Job]]  # what gateways are told before they are asked anything
 
 
-class Gateways:
+class Gateways(Populated):
     """A fleet whose devices lie behind gateways, which come to it.
 
     `quorum` is the share of the devices asked that must answer; `groups` say which model a device has, and `population`
@@ -88,14 +88,6 @@ class Gateways:
         self._round, self._attempt = -1, 0
         self.wait_s, self.simulated = wait_s, simulated
         self.opened: Callable[[Gateways], None] = lambda gateways: None  # is called once, when it listens
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        return self.population.devices
-
-    @property
-    def test_devices(self) -> tuple[int, ...]:
-        return self.population.test_devices
 
     @property
     def peers(self) -> dict[str, Peer]:
