@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from midhaul import config
-from midhaul.cli import _parser, main
+from midhaul.arguments import parser
+from midhaul.cli import main
 from midhaul.kit import PROPERTIES
 from midhaul.schemes import SCHEMES
 
@@ -37,7 +38,7 @@ def test_the_readmes_commands_are_ones() -> None:
     commands = [part.split()[1:] for line in lines for part in line.split(";") if part.strip()]
     assert len(commands) >= 6
     for command in commands:
-        _parser().parse_args(command)
+        parser().parse_args(command)
 
 
 def test_make_targets_named_in_the_readme_exist() -> None:
