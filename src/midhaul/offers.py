@@ -170,8 +170,7 @@ def _variants(plant: Plant) -> list[Variant]:
 
 
 def _apart(module: nn.Module, shape: tuple[int, ...], points: Sequence[CutPoint]) -> tuple[CutPoint, ...]:
-    """Gives of the cuts with the same parameters in front of them the one that sends least, the last of these: between
-    two devices' cuts there must be something to train."""
+    """Gives of the cuts with the same parameters in front of them the one that sends least, the last of these."""
     best: dict[int, CutPoint] = {}
     for point in points:
         held = sum(value.numel() for value in slices.cut(module, point.name, shape)[0].parameters())

@@ -225,7 +225,7 @@ def _program(
     if variant.width != 1.0:
         return Program(slices.width(base.module, variant.width, base.input_shape)[0], base.input_shape)
     if variant.cut != deepest:
-        return Program(slices.cut(base.module, variant.cut, base.input_shape)[0], base.input_shape)
+        return Program(slices.cut(base.module, variant.cut, base.input_shape, bare=True)[0], base.input_shape)
     if variant.rank < largest:
         return Program(with_lora(prepared.module, variant.rank, kit.config, start), base.input_shape)
     if variant.model not in ("", first):

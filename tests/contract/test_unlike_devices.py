@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from midhaul import rng, tree
+from midhaul import rng, train, tree
+from midhaul.config import Config
 from midhaul.models.window import mean_of_holders, take_window
 from midhaul.schemes import SCHEMES
 from midhaul.schemes.width import windows
@@ -18,6 +19,10 @@ from midhaul.server import Server
 sys.path.insert(0, str(Path(__file__).parent))
 from fleet_of_three import engine, setting
 
+BARE = Config().replace(
+    data_name="digits", data_partition="iid", data_num_devices=3, data_max_rows=20, run_rounds=2,
+    scheme_name="federated_split_mixed", tiny_model="mlp", tiny_options={"hidden": [12, 8]}, large_optimizer="sgd",
+)  # fmt: skip
 BOTH = pytest.mark.parametrize("on", ["loop", "stacked"])
 
 
@@ -110,3 +115,29 @@ def test_the_window_of_fedrolex_comes_round() -> None:
     assert counts.tolist() == [4] * 8
     (again,) = windows(list(kit.groups), kit, rng.Key(0, 9, rng.SERVER, 0), rolls=True)
     assert again["first.weight"][0].tolist() == seen[0]
+
+
+@BOTH
+def test_cuts_with_nothing_to_train_between_them_change_nothing(on: str) -> None:
+    """A ReLU between two devices' cuts is on the device or behind the cut: the same numbers either way."""
+    alike = train.run(BARE.replace(run_engine=on, scheme_cut="relu2")).server
+    mixed = train.run(BARE.replace(run_engine=on, scheme_cut="fc2,relu2,relu2")).server
+    assert tree.largest_difference(alike.tree, mixed.tree) < 1e-6
+    assert tree.largest_difference(alike.large, mixed.large) < 1e-6
+
+
+def test_a_run_with_nothing_between_its_cuts_is_resumed(tmp_path: Path) -> None:
+    """SGD remembers nothing of no layers, so that the checkpoint has no entry of them."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(label: str, done: int, total: int) -> None:
+        if label == "rounds" and done == 1:
+            raise Stopped
+
+    config = BARE.replace(scheme_cut="fc2,relu2,relu2", run_checkpoint_every=1)
+    with pytest.raises(Stopped):
+        train.run(config, tmp_path / "cut", progress=stop)
+    resumed = train.run(config, tmp_path / "cut", resume=True).summary
+    assert resumed["model_sha256"] == train.run(config).summary["model_sha256"]

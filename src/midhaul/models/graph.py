@@ -132,8 +132,8 @@ def read(module: nn.Module, input_shape: tuple[int, ...]) -> Traced:
     return Traced(owner, graph, {n: _unpacked(node, values) for n, node in tracer.ends.items()}, values, example)
 
 
-def halves(traced: Traced, at: fx.Node) -> Halves | str:
-    """Gives the two sides of a cut behind a node, or why it is no cut."""
+def halves(traced: Traced, at: fx.Node, *, bare: bool = False) -> Halves | str:
+    """Gives the two sides of a cut behind a node, or why it is no cut. A `bare` rear may have nothing to train."""
     shapes = traced.values[at]
     if not _is_activation(shapes):
         return "its output isn't one float tensor with a row for each example"
@@ -146,7 +146,7 @@ def halves(traced: Traced, at: fx.Node) -> Halves | str:
     first, second = traced.parameters(front), traced.parameters(rear)
     if first & second:
         return "a layer before it is used again after it"
-    if not first or not second:
+    if not first or not (second or bare):
         return f"there is nothing to train {'after' if first else 'before'} it"
     return Halves(at, front, rear, sizes)
 

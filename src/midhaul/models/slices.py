@@ -77,17 +77,20 @@ def cut_points(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[CutPoin
     return tuple(points)
 
 
-def cut(module: nn.Module, layer: str, input_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
+def cut(
+    module: nn.Module, layer: str, input_shape: tuple[int, ...], *, bare: bool = False
+) -> tuple[nn.Module, nn.Module]:
     """Gives copies of the parts up to and behind the last output of a layer: rear(front(x)) is module(x), to the bit.
 
-    The parameters keep their names. An activation without parameters that follows the layer lies in the rear.
+    The parameters keep their names. An activation without parameters that follows the layer lies in the rear; a `bare`
+    rear may be nothing else, as between two cuts.
 
     Raises: SliceError if there is no such layer, or if what follows needs more than its output.
     """
     traced = graph.read(module, input_shape)
     if layer not in traced.ends:
         raise SliceError(f"{type(module).__name__} has no layer {layer!r} to cut behind{nearest(layer, traced.ends)}")
-    sides = graph.halves(traced, traced.ends[layer])
+    sides = graph.halves(traced, traced.ends[layer], bare=bare)
     if isinstance(sides, str):
         valid = [point.name for point in cut_points(module, input_shape)]
         instead = f"cut behind {', '.join(valid)}" if valid else "it has no valid cut"

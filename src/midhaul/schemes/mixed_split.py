@@ -29,7 +29,7 @@ from midhaul.tree import Tree
 def between(group: Group, kit: Kit) -> nn.Module | None:
     """Gives the layers from a group's cut to the deepest, or None if it holds them all."""
     whole = kit.program
-    return None if group.program is whole else slices.cut(whole.module, group.cut, whole.input_shape)[1]
+    return None if group.program is whole else slices.cut(whole.module, group.cut, whole.input_shape, bare=True)[1]
 
 
 def init(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
@@ -47,7 +47,8 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
     if not len(there):
         return server, {}
     num_rows = dict(zip(there.devices, there.weight.tolist(), strict=True))
-    behind = Behind(kit, server.large, server.state["optimizer"], server.tree, server.state["copy"])
+    copy = server.state.get("copy", {})  # a checkpoint keeps no entry of nothing
+    behind = Behind(kit, server.large, server.state["optimizer"], server.tree, copy)
     modules = {device: module for group, own in cohort for module in [between(group, kit)] for device in own}
     loss, rows = 0.0, 0.0
     batches = {device: num_batches(kit.cfg, num) for device, num in num_rows.items()}
