@@ -41,6 +41,7 @@ _COHORTS = (2.0, 1.5, 1.25, 1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1)  # of the pre
 _LEVELS = (0.75, 0.5, 0.25, 0.0)  # of the way from the leanest to the present joules, for bits
 _WAITED = (0.95, 0.8, 0.6)  # shares of the devices that a deadline lets in
 _NEARER = 0.95  # of how far over a limit a run is: what is no nearer than that isn't worth a change
+_NAMED = 8  # devices that are named at most
 _OWN = 8  # accuracies from which on the run's own law counts and not the expected one
 
 
@@ -56,16 +57,30 @@ class Setting:
 
 @dataclass(frozen=True)
 class Change:
-    """A decision: the setting from the next round on, why and what in a sentence, and whether limits are kept by it."""
+    """A decision: the setting from the next round on, why and what in a sentence, and whether limits are kept by it.
+
+    `was` is the setting until then, `short` the cost that would have run over, `because` what of the run is other than
+    it was or was expected to be, a sentence each. `gone` are devices whose batteries are empty. `before` and `after`
+    are what the run would come to without the change and is to come to with it, of each cost.
+    """
 
     round: int
+    was: Setting
     setting: Setting
     why: str
     kept: bool
+    short: str
+    because: tuple[str, ...]
+    gone: tuple[int, ...]
+    before: Mapping[str, float]
+    after: Mapping[str, float]
 
     def to_table(self) -> dict[str, Any]:
         """Gives it as plain values."""
-        return {**dataclasses.asdict(self), "setting": {**vars(self.setting), "bits": list(self.setting.bits)}}
+        table = dataclasses.asdict(self)
+        for name in ("was", "setting"):
+            table[name]["bits"] = list(table[name]["bits"])
+        return {**table, "because": list(self.because), "gone": list(self.gone)}
 
 
 def check(config: Config) -> None:
@@ -106,6 +121,7 @@ class Replan:
         self.paces: list[float] = []  # and did in each round so far
         self.has_told = False
         self.is_over = False
+        self.forecast: dict[str, float] = {}  # what the run is to come to of each cost, as of the last look; if any
 
     @property
     def able_bits(self) -> tuple[int, ...]:
@@ -126,11 +142,13 @@ class Replan:
         self.paces.append(self.pace)
         run = self.plant.config.run
         left = run.rounds - number
+        self.forecast = {}
         if number % run.replan_every or number < 2 or not left or self.is_over:
             return None, ""
         each = self._each()
         rounds, ends = self._rounds_to_go(left)
         over, cost = self._excess(each, rounds)
+        self.forecast = self._total(each, rounds)
         if over <= 0.0:
             return None, self._drifted(number, each)
         change, pace = self._planned(number, ledger, each, rounds, cost, ends=ends)
@@ -139,7 +157,7 @@ class Replan:
             had_told, self.has_told = self.has_told, True
             return None, "" if had_told else change.why
         self.changes.append(change)
-        self.setting, self.pace = change.setting, self.pace * pace
+        self.setting, self.pace, self.forecast = change.setting, self.pace * pace, dict(change.after)
         return change, change.why
 
     def _each(self) -> dict[str, float]:
@@ -176,8 +194,12 @@ class Replan:
         return min(rounds, left), rounds <= left
 
     def _excess(self, each: Mapping[str, float], rounds: int) -> tuple[float, str]:
+        return self.goal.excess(self._total(each, rounds))
+
+    def _total(self, each: Mapping[str, float], rounds: int) -> dict[str, float]:
+        """Gives what the run comes to with so many rounds more."""
         spent = self.costs[-1]
-        return self.goal.excess({cost: spent[cost] + rounds * each[cost] for cost in COSTS})
+        return {cost: spent[cost] + rounds * each[cost] for cost in COSTS}
 
     def _drifted(self, number: int, each: Mapping[str, float]) -> str:
         """Says once that a round costs other than was expected, where the limits are kept all the same."""
@@ -210,7 +232,7 @@ class Replan:
         why = f"round {number}: {left}{spent} of {shown(cost, most)} {SAID[cost]} are spent, {more} would take {needed}"
         now = _Reckoned(found, there, bits, self.setting, self.plant)
         present = self._excess(each, rounds)[0]
-        best, chosen, pace = (present, 0.0, each[cost]), self.setting, 1.0
+        best, chosen, pace, after = (present, 0.0, each[cost]), self.setting, 1.0, self._total(each, rounds)
         for setting in self._settings(found, there, bits):
             then = _Reckoned(found, there, bits, setting, self.plant)
             if then.worth <= 0.0:
@@ -222,14 +244,48 @@ class Replan:
             over, _ = self._excess(costs, to_go)
             rank = (over, abs(math.log(ratio)), costs[cost])
             if rank < best and (over <= 0.0 or over < _NEARER * present):
-                best, chosen, pace = rank, setting, math.sqrt(ratio)
+                best, chosen, pace, after = rank, setting, math.sqrt(ratio), self._total(costs, to_go)
         kept = best[0] <= 0.0
         told = f"{why}; {_said(self.setting, chosen)}"
         if not kept:
             told += f", which is the nearest: {100.0 * best[0]:.2g} % over a limit even so"
             if self.plant.config.run.when_over == "stop":
                 told += "; the run ends here"
-        return Change(number, chosen, told, kept), pace
+        because = tuple(self._because(ledger, found, there, bits, each[cost], cost, rounds))
+        gone = tuple(sorted(int(device) for device in ledger.gone))
+        before = self._total(each, rounds)
+        return Change(number, self.setting, chosen, told, kept, cost, because, gone, before, after), pace
+
+    def _because(
+        self, ledger: Ledger, found: Offers, there: Flags, bits: Sequence[int], each: float, cost: str, rounds: int
+    ) -> Iterator[str]:
+        """Says what of the run is other than at its start, or than was expected; where nothing is, that it isn't."""
+        margin, number, is_told = self.plant.config.run.replan_margin, len(self.accuracies), False
+        known = self.changes[-1].gone if self.changes else ()
+        if fresh := sorted(int(device) for device in ledger.gone if int(device) not in known):
+            is_told = True
+            names = ", ".join(map(str, fresh[:_NAMED])) + (", ..." if len(fresh) > _NAMED else "")
+            yield f"{_devices(len(fresh))} left with an empty battery: {names}"
+        away = int((~there).sum()) - len(ledger.gone)
+        if away > 0:
+            is_told = True
+            yield f"{_devices(away)} out of coverage or without rows"
+        if self.plant.around is not None:
+            first, unit = as_dealt(self.plant, bits or (0,), 1, 0.0), "seconds" if cost == "seconds" else "joules"
+            took, takes = (float(getattr(one, unit)[there, 0].sum()) for one in (first, found))
+            if took > 0.0 and abs(takes / took - 1.0) > margin:
+                is_told = True
+                yield f"with the channels as they are the same round takes {takes / took:.2g} times the {unit} it did"
+        wanted = float(self.expected.get(cost, 0.0))
+        if wanted and each / wanted - 1.0 > margin:
+            is_told = True
+            yield f"a round takes {shown(cost, each)} where {shown(cost, wanted)} were expected"
+        expected = int(self.expected.get("rounds", 0))
+        if expected and number + rounds > expected:
+            is_told = True
+            yield f"{number + rounds} rounds are needed where {expected} were expected"
+        if not is_told:
+            yield "nothing is other than it was: the rounds that are left never fitted into the limit"
 
     def _settings(self, found: Offers, there: Flags, bits: Sequence[int]) -> Iterator[Setting]:
         """Gives what may be changed to: cohorts, deadlines and bits that the scheme admits, the present ones first."""
@@ -273,6 +329,7 @@ class Replan:
             "paces": self.paces,
             "has_told": self.has_told,
             "is_over": self.is_over,
+            "forecast": self.forecast,
         }
 
     def restore(self, table: Mapping[str, Any]) -> None:
@@ -282,13 +339,15 @@ class Replan:
             self.accuracies = [None if value is None else float(value) for value in table["accuracies"]]
             self.pace, self.paces = float(table["pace"]), [float(value) for value in table["paces"]]
             self.has_told, self.is_over = bool(table["has_told"]), bool(table["is_over"])
+            self.forecast = _costs(table["forecast"])
             for each in table["changes"]:
-                own = each["setting"]
-                bits = tuple(int(value) for value in own["bits"])
-                setting = Setting(int(own["cohort"]), float(own["deadline_s"]), bits)
-                self.changes.append(Change(int(each["round"]), setting, str(each["why"]), bool(each["kept"])))
+                was, setting = (_setting(each[name]) for name in ("was", "setting"))
+                told = (str(each["why"]), bool(each["kept"]), str(each["short"]), tuple(map(str, each["because"])))
+                gone = tuple(int(device) for device in each["gone"])
+                costs = (_costs(each["before"]), _costs(each["after"]))
+                self.changes.append(Change(int(each["round"]), was, setting, *told, gone, *costs))
                 self.setting = setting
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise CheckpointError("the checkpoint lacks how the run was planned again; start the run anew") from None
 
 
@@ -311,6 +370,18 @@ class _Reckoned:
         self.costs["seconds"] = min(slow, late)
 
 
+def _setting(table: Mapping[str, Any]) -> Setting:
+    return Setting(int(table["cohort"]), float(table["deadline_s"]), tuple(int(value) for value in table["bits"]))
+
+
+def _costs(table: Mapping[str, Any]) -> dict[str, float]:
+    return {cost: float(value) for cost, value in table.items()}
+
+
+def _devices(num: int) -> str:
+    return "1 device" if num == 1 else f"{num} devices"
+
+
 def _places(setting: Setting, bits: Sequence[int], plant: Plant) -> Ints:
     """Gives the place of each device's bits among those that it may have."""
     how = update.parse(plant.config.link.up, "link.up")
@@ -320,8 +391,7 @@ def _places(setting: Setting, bits: Sequence[int], plant: Plant) -> Ints:
 
 def _said(now: Setting, then: Setting) -> str:
     """Says what changes."""
-    asked = "1 device" if then.cohort == 1 else f"{then.cohort} devices"
-    told = [f"{asked} a round in place of {now.cohort}"] if then.cohort != now.cohort else []
+    told = [f"{_devices(then.cohort)} a round in place of {now.cohort}"] if then.cohort != now.cohort else []
     if then.deadline_s != now.deadline_s:
         told.append(f"a round waits for at most {format_seconds(then.deadline_s)}")
     if then.bits != now.bits:

@@ -446,10 +446,12 @@ class _Run:
                 ) from None
 
     def _replanned(self, number: int) -> Summary:
-        """Gives why the run was planned again after a round, None where it wasn't; nothing where it never is."""
+        """Gives why the run was planned again after a round, None where it wasn't, and what it is to come to, None
+        where nobody looked; nothing where nobody ever does."""
         if self.again is None:
             return {}
-        return {"replanned": next((change.why for change in self.again.changes if change.round == number), None)}
+        why = next((change.why for change in self.again.changes if change.round == number), None)
+        return {"replanned": why, "forecast": self.again.forecast or None}
 
     def _alarms(self) -> list[dict[str, int]]:
         """Gives when each device's detector fired."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from midhaul import plan, plant, replan, train
+from midhaul import plan, plant, replan, report, train
 from midhaul.config import Config
 from midhaul.errors import CheckpointError, ConfigError
-from midhaul.goals import goal
+from midhaul.goals import COSTS, Limit, goal
 from midhaul.replan import Replan, Setting
+from midhaul.report import forecasts, replans
+from midhaul.report.replans import Replanned, Told
+from midhaul.report.runs import Round
 from midhaul.runtime.ledger import Ledger
 
 SMALL = Config().replace(
@@ -64,6 +69,65 @@ def test_a_run_that_would_spend_too_much_is_planned_again_and_does_not(
     assert said in " ".join(lines)
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert metrics[1]["replanned"] == lines[0]
+
+
+def test_a_change_says_what_ran_short_why_and_what_the_run_comes_to(tmp_path: Path) -> None:
+    """Three of eight batteries end early on, and each device that is left is asked as often as before."""
+    most = 0.6 * train.run(SMALL).summary["device_joules"]
+    free = train.run(SMALL.replace(fleet_cohort=1.0, run_rounds=2)).summary
+    each = max(sum(own) for own in zip(*free["spent"]["joules"].values(), strict=True))
+    config = within(f"joules={most:.9g},hours=1", fleet_battery_j=1.1 * each, fleet_battery_spread=0.7, run_rounds=9)
+    ended, _ = told_by(config.replace(run_expected={"joules": most / 90, "rounds": 5}), tmp_path / "run")
+    change, *_ = ended["replans"]
+    assert change["short"] == "joules"
+    assert change["was"]["cohort"] == 4 > change["setting"]["cohort"]
+    assert change["before"]["joules"] > most >= change["after"]["joules"]
+    gone = [device for device, at in enumerate(ended["spent"]["gone"]) if at is not None and at <= change["round"]]
+    assert change["gone"] == gone
+    assert gone
+    assert f"left with an empty battery: {', '.join(map(str, gone))}" in change["because"][0]
+    assert "were expected" in change["because"][1]
+    assert change["because"][-1] == "9 rounds are needed where 5 were expected"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["forecast"] is None  # nobody looks after the first round, in which models travel
+    at = lines[change["round"] - 1]
+    assert at["forecast"] == change["after"]
+    page = report.write([tmp_path / "run"], tmp_path / "page.html").read_text()
+    assert "Held to its limits" in page
+    assert html.escape(change["because"][0]) in page
+    assert "What was left of each limit" in page
+    assert f"round {change['round']}: joules short" in report.table([tmp_path / "run"])
+
+
+def test_what_the_picture_shows_of_a_forecast_is_a_step_where_there_was_a_new_plan() -> None:
+    told = Told(2, 0.0, (), ())
+    costs = dict.fromkeys(COSTS, 0.0)
+    plain = Round(0, None, 0, 0, 0.0)
+    rounds = [replace(plain, round=n, device_joules=float(n), simulated_seconds=0.0) for n in (1, 2, 3)]
+    rounds[1:] = [
+        replace(rounds[1], forecast={**costs, "joules": 5.0}),
+        replace(rounds[2], forecast={**costs, "joules": 6.0}),
+    ]
+    change = Replanned(2, told, told, True, "joules", (), (), {**costs, "joules": 9.0}, {**costs, "joules": 5.0})
+    assert forecasts.steps(rounds, {2: change}, "joules") == ([2, 2, 3], [9.0, 5.0, 6.0])
+    assert forecasts.picture(rounds, (), [change], "x") == ""
+    assert "energy" in forecasts.picture(rounds, (Limit("joules", 6.0),), [change], "x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"short": "money"}, "'replans'"), ({"because": ["a\nb"]}, "'replans'"), ({"before": {}}, "'replans'"),
+     ({"was": {"cohort": -1, "deadline_s": 0, "bits": []}}, "'replans'")],
+)  # fmt: skip
+def test_a_new_plan_that_no_run_writes_is_refused_by_the_report(changes: dict[str, object], words: str) -> None:
+    told = {"cohort": 1, "deadline_s": 0.0, "bits": [8]}
+    costs = dict.fromkeys(COSTS, 1.0)
+    table = {"round": 2, "was": told, "setting": told, "kept": True, "short": "joules", "because": ["so"], "gone": []}
+    table |= {"before": costs, "after": costs}
+    assert replans.read(table, "here") is not None
+    assert replans.read({"round": 2, "why": "of an older version"}, "here") is None
+    with pytest.raises(CheckpointError, match=words):
+        replans.read({**table, **changes}, "here")
 
 
 class Stopped(Exception):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from midhaul.errors import MidhaulError
 from midhaul.report import page
 from midhaul.report.groups import Gains, Row, read_studies
+from midhaul.report.runs import Run
 from midhaul.report.spent import ToTarget
 from midhaul.units import format_bytes
 
@@ -41,6 +43,8 @@ def table(runs: Sequence[Path]) -> str:
             lines += ["", *_aligned([_GAINS, *gained])]
         if aimed := [_target_cells(row.label, row.to_target) for row in study.rows() if row.to_target]:
             lines += ["", *_aligned([_TARGET, *aimed])]
+        if planned := [line for group in study.groups for run in group.runs for line in _planned(group.label, run)]:
+            lines += ["", *planned]
         blocks.append("\n".join([f"data: {study.data}"[:WIDTH], *lines]))
     return "\n\n".join([*blocks, _NOTE])
 
@@ -93,6 +97,16 @@ def _target_cells(label: str, cost: ToTarget) -> tuple[str, ...]:
         return (label, f"{100 * cost.accuracy:g} %", reached, "-", "-", "-", "-")
     told = (f"{cost.round:.0f}", _plain(cost.seconds), _plain(cost.joules), _short_bytes(cost.bytes))
     return (label, f"{100 * cost.accuracy:g} %", reached, *told)
+
+
+def _planned(label: str, run: Run) -> list[str]:
+    """Gives a line a new plan of a run that was held to limits: when, what ran short, what was changed."""
+    lines = []
+    for one in run.replans or ():
+        kept = "" if one.kept else "; not kept even so"
+        told = f"{label}, seed {run.seed}, round {one.round}: {one.short} short; {'; '.join(one.changes())}{kept}"
+        lines += textwrap.wrap(told, WIDTH, subsequent_indent="  ")
+    return lines
 
 
 def _aligned(cells: Sequence[tuple[str, ...]]) -> list[str]:

@@ -27,6 +27,7 @@ th, td { padding: 0.35rem 0.55rem; text-align: right; white-space: nowrap; verti
 th { border-bottom: 2px solid #1a1a1a; font-weight: 600; }
 td { border-bottom: 1px solid #e2e2e2; }
 th.t, td.t { text-align: left; }
+.long { white-space: normal; display: inline-block; max-width: 17rem; }
 .wrap { white-space: normal; display: inline-block; max-width: 42rem; }
 th:first-child, td:first-child { padding-left: 0; }
 .best { background: #e3f1df; padding: 0.1rem 0.35rem; border-radius: 3px; }

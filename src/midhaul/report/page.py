@@ -8,7 +8,7 @@ import shlex
 import statistics
 from collections.abc import Callable, Sequence
 
-from midhaul.report import bars, cells, charts, maps, markup, pareto, spent
+from midhaul.report import bars, cells, charts, forecasts, maps, markup, pareto, spent
 from midhaul.report.cells import CellMap
 from midhaul.report.groups import Group, Row, Study, differing
 from midhaul.report.looks import GATE_STYLES, KIND_COLOURS, KIND_HATCHES, Style, styles
@@ -53,6 +53,7 @@ def _study(study: Study, name: str, with_heading: bool) -> str:
     parts += ["<h2>Memory of a device</h2>", _memory(study, looks, name)]
     parts += ["<h2>What crossed the link</h2>", _crossed(study, name)]
     parts.append(_went(study, looks, name))
+    parts.append(_again_planned(study, looks, name))
     parts.append(_in_cells(study, looks, name))
     parts.append(_together(study, looks, name))
     if not several:
@@ -238,6 +239,32 @@ def _went(study: Study, looks: dict[str, Style], name: str) -> str:
         f'<h2>Where joules and seconds went</h2>{markup.table(heads, lines, (0,))}<p class="note">{note}</p>{legend}'
         f"{''.join(figures)}"
     )
+
+
+def _again_planned(study: Study, looks: dict[str, Style], name: str) -> str:
+    """Gives how runs that were held to limits kept them, and when, why and how they were planned again."""
+    parts = []
+    watched = [(group, run) for group in study.groups for run in group.runs if run.replans is not None and run.limits]
+    for number, (group, run) in enumerate(watched):
+        lines = []
+        for place, one in enumerate(run.replans or (), start=1):
+            texts = (
+                one.because,
+                one.changes(),
+                [*one.forecasts(run.limits), *([] if one.kept else ["not kept even so"])],
+            )
+            cells = [f'<span class="long">{"<br>".join(map(_e, text))}</span>' for text in texts]
+            lines.append([str(place), str(one.round), *cells])
+        heads = ["", "after round", "why", "from then on", "the run comes to"]
+        told = markup.table(heads, lines, (2, 3, 4)) if lines else "<p>It was never planned again.</p>"
+        svg = forecasts.picture(run.rounds, run.limits, run.replans or (), f"{name}-left{number}")
+        note = (
+            "Solid: what was left of each limit after a round. Dashed: what was to be left at the end, as of then; "
+            "below the red line the run would have gone over. Upright lines: new plans, by their numbers below."
+        )
+        drawn = markup.figure(svg, note) if svg else ""
+        parts.append(f"<h2>Held to its limits{_whose(study, group, run, looks)}</h2>{drawn}{told}")
+    return "\n".join(parts)
 
 
 def _in_cells(study: Study, looks: dict[str, Style], name: str) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from midhaul import config
 from midhaul.errors import CheckpointError
+from midhaul.goals import COSTS, Limit, read_limits
 from midhaul.message import Kind
-from midhaul.report import cells, spent
+from midhaul.report import cells, replans, spent
 from midhaul.report.cells import CellMap
+from midhaul.report.replans import Replanned
 from midhaul.report.spent import Spent, Target
 
 KINDS: tuple[str, ...] = (*(kind.value for kind in Kind), "header")
@@ -33,6 +35,15 @@ class Round:
     downlink_bytes: int
     device_joules: float
     large_accuracy: float | None = None
+    simulated_seconds: float | None = None  # None in runs from before there was a clock
+    forecast: Mapping[str, float] = field(default_factory=dict)  # what the run was to come to, where it was looked at
+
+    def costs(self) -> Mapping[str, float]:
+        """Gives what the run had cost by then, of all that can be limited; nothing where that isn't known."""
+        up, down = float(self.uplink_bytes), float(self.downlink_bytes)
+        if self.simulated_seconds is None:
+            return {}
+        return dict(zip(COSTS, (self.device_joules, self.simulated_seconds, up + down, up, down), strict=True))
 
     @property
     def link_bytes(self) -> int:
@@ -171,6 +182,8 @@ class Run:
     target: Target | None = None  # None where the run had none
     simulated_seconds: float | None = None  # None in runs from before there was a clock
     workers: tuple[int, int, int] | None = None  # of a cluster: workers, machines, chunks that were done again
+    limits: tuple[Limit, ...] = ()  # that the run was to keep
+    replans: tuple[Replanned, ...] | None = None  # None where nobody looked whether it keeps them
 
 
 def read_run(path: Path) -> Run:
@@ -226,6 +239,8 @@ def read_run(path: Path) -> Run:
         spent=spent.read(summary.table["spent"], summary.where) if "spent" in summary.table else None,
         target=spent.read_target(summary.table.get("target"), summary.where),
         simulated_seconds=summary.real("simulated_seconds") if "simulated_seconds" in summary.table else None,
+        limits=read_limits(str(settings.get("run.within", "")), "run.within"),
+        replans=_replans(summary),
         workers=_workers(summary.inner("cluster")) if summary.table.get("cluster") is not None else None,
     )
     last = run.rounds[-1]
@@ -369,6 +384,14 @@ def _buffer(item: _Fields) -> Buffer:
     return buffer
 
 
+def _replans(summary: _Fields) -> tuple[Replanned, ...] | None:
+    """Gives a run's new plans; None where it never looked, or didn't keep why."""
+    if "replans" not in summary.table:
+        return None
+    found = [replans.read(item.table, item.where) for item in summary.items("replans")]
+    return tuple(one for one in found if one is not None) if None not in found else None
+
+
 def _listed(summary: _Fields, name: str) -> list[_Fields]:
     """Gives a list of a summary that older runs don't have."""
     return summary.items(name) if name in summary.table else []
@@ -468,7 +491,10 @@ def _rounds(path: Path) -> tuple[Round, ...]:
         fields.finite_or_null("train_loss")
         up, down = fields.whole("uplink_bytes"), fields.whole("downlink_bytes")
         large = _known(fields, "large_accuracy")
-        rounds.append(Round(fields.whole("round"), fields.share("accuracy"), up, down, now["device_joules"], large))
+        clock = fields.real("simulated_seconds") if "simulated_seconds" in fields.table else None
+        ahead = replans.read_forecast(fields.table.get("forecast"), fields.where)
+        scores = (fields.share("accuracy"), up, down, now["device_joules"], large)
+        rounds.append(Round(fields.whole("round"), *scores, clock, ahead))
         before = now
     if not rounds:
         raise CheckpointError(f"{path} has no rounds in it; {_ADVICE}")

@@ -1,0 +1,124 @@
+"""How a run was planned again while it was under way: when, why, what changed, and what was left of its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from midhaul.errors import CheckpointError
+from midhaul.goals import COSTS, SAID, Limit, shown
+from midhaul.units import format_seconds
+
+MAX_DEVICES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Told:
+    """What could be changed: devices a round, seconds that it waits (0: for all), each one's bits and model, if any."""
+
+    cohort: int
+    deadline_s: float
+    bits: tuple[int, ...]
+    held: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Replanned:
+    """A new plan after a round. `before` and `after` are what the run was to come to without it and with it."""
+
+    round: int
+    was: Told
+    now: Told
+    kept: bool
+    short: str
+    because: tuple[str, ...]
+    gone: tuple[int, ...]
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+    def changes(self) -> list[str]:
+        """Says what is done otherwise from the next round on."""
+        was, now = self.was, self.now
+        told = [f"{_devices(now.cohort)} a round in place of {was.cohort}"] if was.cohort != now.cohort else []
+        if was.deadline_s != now.deadline_s:
+            told.append(
+                f"a round waits for {format_seconds(now.deadline_s)} at most" if now.deadline_s else "no deadline"
+            )
+        pairs = (
+            ([f"{bits} bits" for bits in was.bits], [f"{bits} bits" for bits in now.bits]),
+            (list(was.held), list(now.held)),
+        )
+        for old, new in pairs:
+            if old != new:
+                told.append(
+                    ", ".join(f"{what} on {_devices(new.count(what))}" for what in sorted({*new}, reverse=True))
+                )
+        return told or ["nothing"]
+
+    def forecasts(self, limits: Sequence[Limit]) -> list[str]:
+        """Says of each limited cost what the run was to come to, and is to come to, of how much."""
+        return [
+            f"{shown(cost, self.after[cost])} in place of {shown(cost, self.before[cost])}, of {shown(cost, most)} "
+            f"{SAID[cost]}"
+            for cost, most in limits
+            if cost in self.before and cost in self.after
+        ]
+
+
+def read(table: object, where: str) -> Replanned | None:
+    """Gives a new plan of a JSON table; None for one from before it was told why. Raises: CheckpointError."""
+    try:
+        if not isinstance(table, dict):
+            raise TypeError
+        if "because" not in table:
+            return None
+        costs = [{cost: _number(table[name][cost]) for cost in COSTS} for name in ("before", "after")]
+        gone = tuple(int(_number(device)) for device in table["gone"])
+        because = tuple(_line(line) for line in table["because"])
+        if table["short"] not in COSTS or not isinstance(table["kept"], bool) or len(gone) > MAX_DEVICES:
+            raise ValueError
+        each = (_told(table["was"]), _told(table["setting"]))
+        return Replanned(int(_number(table["round"])), *each, table["kept"], table["short"], because, gone, *costs)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CheckpointError(
+            f"{where}: 'replans' aren't as a run writes them; repeat that run, or leave its folder out"
+        ) from None
+
+
+def read_forecast(table: object, where: str) -> dict[str, float]:
+    """Gives what a run was to come to as of a round, of each cost; nothing of none. Raises: CheckpointError."""
+    if table is None:
+        return {}
+    try:
+        if not isinstance(table, dict):
+            raise TypeError
+        return {cost: _number(table[cost]) for cost in COSTS}
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{where}: 'forecast' isn't as a run writes it; repeat that run, or leave its folder out"
+        ) from None
+
+
+def _told(table: Any) -> Told:
+    bits = tuple(int(_number(value)) for value in table["bits"])
+    held = tuple(_line(value) for value in table.get("held", ()))
+    if max(len(bits), len(held)) > MAX_DEVICES:
+        raise ValueError
+    return Told(int(_number(table["cohort"])), _number(table["deadline_s"]), bits, held)
+
+
+def _devices(num: int) -> str:
+    return "1 device" if num == 1 else f"{num:,} devices"
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1e300:
+        raise ValueError
+    return float(value)
+
+
+def _line(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError
+    return value
