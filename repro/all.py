@@ -19,6 +19,7 @@ MODULES = tuple(
     for name in (
         "identities",
         "fuzz",
+        "faults",
         "mnist_fedavg",
         "fedprox_synthetic",
         "heterofl_mnist",

@@ -158,6 +158,12 @@ class FleetConfig:
         low=0.0,
         high=1.0,
     )
+    keepalive_s: float = option(
+        10.0,
+        "gateways: seconds of silence after which the other end is asked whether it is there; it has as long to answer",
+        low=0.1,
+        high=3600.0,
+    )
 
 
 @dataclass(frozen=True)

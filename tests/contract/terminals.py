@@ -24,12 +24,22 @@ import midhaul.cli, midhaul.report, midhaul.train, midhaul.federation.join, midh
 from midhaul.runtime.native import library
 library.load()
 midhaul.plant.build(midhaul.config.Config().replace(scheme_name="federated_split", data_max_rows=20))  # warm
+
+def enter(net):
+    import ctypes
+    there = os.open(f"/run/netns/{net}", os.O_RDONLY)
+    if ctypes.CDLL(None, use_errno=True).setns(there, 0x40000000):  # CLONE_NEWNET
+        os._exit(77)
+    os.close(there)
+
 codes = {}
 for line in sys.stdin:
     asked = json.loads(line)
     if "words" in asked:
         pid = os.fork()
         if not pid:
+            if asked["net"]:
+                enter(asked["net"])
             null = os.open(os.devnull, os.O_RDONLY)
             os.dup2(null, 0)
             for fd, path in ((1, asked["out"]), (2, asked["err"])):
@@ -58,11 +68,12 @@ for line in sys.stdin:
 class Terminal:
     """A command under way."""
 
-    def __init__(self, terminals: Terminals, words: list[str], number: int) -> None:
+    def __init__(self, terminals: Terminals, words: list[str], number: int, net: str) -> None:
         self.terminals = terminals
         self.words = words
         self._out, self._err = (terminals.folder / f"{number}.{name}" for name in ("out", "err"))
-        self.pid = int(terminals.ask({"words": words, "out": str(self._out), "err": str(self._err)}))
+        asked = {"words": words, "out": str(self._out), "err": str(self._err), "net": net}
+        self.pid = int(terminals.ask(asked))
 
     @property
     def out(self) -> str:
@@ -89,6 +100,10 @@ class Terminal:
         assert self.code == code, f"{self.words}: {self.code}\n{self.err}"
         return self.out if code == 0 else self.err.splitlines()[-1]
 
+    def stop(self) -> None:
+        """Lets it do nothing more, without an end."""
+        os.kill(self.pid, signal.SIGSTOP)
+
     def kill(self) -> None:
         """Ends it as a power cut would."""
         os.kill(self.pid, signal.SIGKILL)
@@ -100,7 +115,8 @@ class Terminals:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        own = {**os.environ, "PYTHONPATH": str(Path(midhaul.__file__).parents[1])}
+        # With threads of its own, the parent couldn't be forked.
+        own = {**os.environ, "PYTHONPATH": str(Path(midhaul.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
         self._parent = subprocess.Popen(
             [sys.executable, "-c", _PARENT], env=own, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -112,9 +128,9 @@ class Terminals:
         print(json.dumps(question), file=self._parent.stdin, flush=True)
         return json.loads(self._parent.stdout.readline())
 
-    def __call__(self, *words: object) -> Terminal:
-        """Starts a command."""
-        self.opened.append(Terminal(self, [str(word) for word in words], len(self.opened)))
+    def __call__(self, *words: object, net: str = "") -> Terminal:
+        """Starts a command, in a network namespace where one is named."""
+        self.opened.append(Terminal(self, [str(word) for word in words], len(self.opened), net))
         return self.opened[-1]
 
     def clear(self) -> None:

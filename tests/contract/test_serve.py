@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-from terminals import Terminal, Terminals, free_port, wait_for
+from terminals import Terminals, free_port
 
 from midhaul import config as settings
 from midhaul import train, tree
@@ -38,32 +38,6 @@ PEOPLE = Config().replace(
     large_options={"channels": [8, 8]}, large_epochs=1, scheme_distill_epochs=1, scheme_cut="relu1", scheme_batch=32,
     run_rounds=2,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def all_terminals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminals]:
-    opened = Terminals(tmp_path_factory.mktemp("terminals"))
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def terminals(all_terminals: Terminals) -> Iterator[Terminals]:
-    yield all_terminals
-    all_terminals.clear()
-
-
-@pytest.fixture
-def server(terminals: Terminals, tmp_path: Path) -> Any:
-    """Gives what starts a server: of a config, at a port, with more words."""
-
-    def start(config: Config, port: int, *more: object) -> Terminal:
-        path = tmp_path / "config.toml"
-        path.write_text(settings.to_toml(config))
-        listen = () if "--listen" in more else ("--listen", f"127.0.0.1:{port}")
-        return terminals("serve", path, *listen, "--out", tmp_path / "run", *more)
-
-    return start
 
 
 def agree(folder: Path, wanted: Result) -> dict[str, Any]:
@@ -106,46 +80,6 @@ def test_people_of_har_behind_two_gateways(scheme: str, terminals: Terminals, se
     for gateway in joins:
         gateway.end()
     agree(tmp_path / "run", wanted)
-
-
-def test_a_server_that_is_killed_goes_on_to_the_same_bits(terminals: Terminals, server: Any, tmp_path: Path) -> None:
-    config = SMALL.replace(scheme_name="fedrep", run_rounds=100, run_evaluate_every=50)
-    port, kept = free_port(), tmp_path / "run" / "checkpoint"
-    serves = server(config, port)
-    joins = [terminals("join", f"127.0.0.1:{port}", "--share", f"{k}/2") for k in (1, 2)]
-
-    def newest() -> str:
-        return max((path.stem for path in kept.glob("round-*.json")), default="")
-
-    for _ in range(2):
-        before = newest()
-        wait_for(lambda before=before: newest() > before, serves)  # type: ignore[misc]
-        serves.kill()
-        assert not (tmp_path / "run" / "summary.json").exists()
-        serves = server(config, port, "--resume")
-    serves.end()
-    assert "resuming after round" in serves.err
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["model_sha256"] == train.run(config).summary["model_sha256"]
-    for gateway in joins:
-        gateway.end()
-        assert "lost the server" in gateway.err
-
-
-def test_a_gateway_that_is_killed_is_started_again(terminals: Terminals, server: Any, tmp_path: Path) -> None:
-    config = SMALL.replace(scheme_name="federated_split", run_rounds=60, run_evaluate_every=20)
-    port = free_port()
-    serves = server(config, port)
-    first, second = (terminals("join", f"127.0.0.1:{port}", "--share", f"{k}/2", "--name", f"g{k}") for k in (1, 2))
-    wait_for(lambda: len(list((tmp_path / "run" / "checkpoint").glob("round-*.json"))) == 2, serves)
-    first.kill()
-    again = terminals("join", f"127.0.0.1:{port}", "--share", "1/2", "--name", "g1")
-    serves.end()
-    for gateway in (again, second):
-        gateway.end()
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["rounds"] == 60
-    assert summary["accuracy"] > 0.1
 
 
 def test_firmware_behind_one_gateway_and_simulated_devices_behind_another(

@@ -122,6 +122,7 @@ def gateway_of(
         after=built.after,
         gives_rows=share.gives_rows,
         patience_s=patience_s,
+        keepalive_s=built.kit.config.fleet.keepalive_s,
     )
     gateway.tell, gateway.saw = rounds.tell, rounds
     rounds.tell(about(built, gateway.devices))

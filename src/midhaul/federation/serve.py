@@ -152,6 +152,7 @@ def serve(
                 credentials=_credentials(place.material),
                 services=(standing.desk.handlers(),),
                 simulated=simulated,
+                keepalive_s=config.fleet.keepalive_s,
             )
             gateways.tell, gateways.begins_with = tell, num_gateways
             stack.push(lambda kind, *_: gateways.close(says_goodbye=kind is None))

@@ -47,6 +47,7 @@ class Door:
         max_bytes: int,
         max_gateways: int,
         services: Sequence[Any],
+        keepalive_s: float = channel.KEEPALIVE_S,
     ) -> None:
         if len(token) < 16:
             raise ConfigError("a run's token has at least 16 characters; secrets.token_hex(16) makes one")
@@ -60,6 +61,7 @@ class Door:
         self.begins_with = 0
         self._token, self._wanted_address = token, address
         self._credentials, self._services = credentials, tuple(services)
+        self._options = channel.options(keepalive_s)
         self._most = max_gateways + _SPARE
         self._server: Any = None
         self._wanted = frozenset({*population.devices, *population.test_devices})
@@ -76,7 +78,7 @@ class Door:
         handler = grpc.stream_stream_rpc_method_handler(self._serve)
         handlers = (grpc.method_handlers_generic_handler(channel.SERVICE, {channel.METHOD: handler}),)
         server = grpc.server(
-            pool, (*handlers, *self._services), options=channel.OPTIONS, maximum_concurrent_rpcs=self._most
+            pool, (*handlers, *self._services), options=self._options, maximum_concurrent_rpcs=self._most
         )
         host, _, _ = self._wanted_address.rpartition(":")
         try:

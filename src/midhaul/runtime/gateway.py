@@ -64,6 +64,7 @@ class Gateway:
         max_bytes: int = MAX_BYTES,
         patience_s: float = 600.0,
         options: tuple[tuple[str, Any], ...] = (),
+        keepalive_s: float = channel.KEEPALIVE_S,
     ) -> None:
         """`credentials` are those of a gRPC channel; None is for a loopback. `options` are more of the channel's."""
         if not 0 < len(name) <= hello.MAX_NAME or not name.isprintable():
@@ -79,6 +80,7 @@ class Gateway:
         self.done = 0  # turns
         self.connections = 0
         self._token, self._credentials, self._options = token, credentials, options
+        self._settings = channel.options(keepalive_s)
         self._incarnation = secrets.token_hex(8)
         self._rows = hello.rows_of(engine.population, self.devices)  # as they are before any drift
         self._run, self._last = 0, Envelope(_DONE, 0, 0, 0, b"")
@@ -133,7 +135,7 @@ class Gateway:
     def _session(self, grpc: Any) -> bool:
         """Serves over one stream; tells whether the run has ended. Raises: grpc.RpcError where the stream was cut."""
         out: queue.SimpleQueue[Envelope | None] = queue.SimpleQueue()
-        options = (*channel.OPTIONS, *self._options)
+        options = (*self._settings, *self._options)
         opened = (
             grpc.insecure_channel(self.address, options)
             if self._credentials is None

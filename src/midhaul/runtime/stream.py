@@ -26,7 +26,7 @@ from midhaul.errors import EngineError, QuorumError
 from midhaul.fleet import Group, Part, Populated
 from midhaul.message import Message, Op, Replies, gather, join
 from midhaul.program import Population
-from midhaul.runtime import about, parcel
+from midhaul.runtime import about, channel, parcel
 from midhaul.runtime.about import About
 from midhaul.runtime.door import Door
 from midhaul.runtime.envelope import MAX_BYTES, Refusal, Sign
@@ -66,10 +66,12 @@ class Gateways(Populated):
         wait_s: float | None = None,
         simulated: Engine | None = None,
         services: Sequence[Any] = (),
+        keepalive_s: float = channel.KEEPALIVE_S,
     ) -> None:
         """`credentials` are those of a gRPC server; None is for a loopback. Port 0 is any that is free. `wait_s` is how
         long a run waits for gateways that hold all devices, None for ever. `simulated` are the same devices here, for
-        what only a test asks of them. `services` are gRPC handlers of others, for the same port.
+        what only a test asks of them. `services` are gRPC handlers of others, for the same port. `keepalive_s` is that
+        of `channel.options`.
         """
         self.population, self.models = population, Models.of(groups)
         self.deadline_s, self.quorum, self.max_bytes = deadline_s, quorum, max_bytes
@@ -82,6 +84,7 @@ class Gateways(Populated):
             max_bytes=max_bytes,
             max_gateways=max_gateways,
             services=services,
+            keepalive_s=keepalive_s,
         )
         self.shadow = Shadow(groups, population)
         self._before: Tree = {}  # what the shadow knew at the beginning of the round
