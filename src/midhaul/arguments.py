@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from midhaul import __version__
 from midhaul.errors import ConfigError
+from midhaul.logs import FORMS
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,9 +32,11 @@ def parser() -> argparse.ArgumentParser:
 
     run = command("run", "Run one scheme from a config file.")
     _add_config(run)
+    _add_log(run)
     run.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
     compare = command("compare", "Run several schemes on the same data, seeds and budget.")
     _add_config(compare)
+    _add_log(compare)
     compare.add_argument("--schemes", required=True, metavar="A,B,C", help="names from `midhaul schemes`")
     compare.add_argument("--seeds", default="", metavar="0,1,2", help="seeds; the config's own if not given")
     compare.add_argument(
@@ -111,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
     writes.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one key of the run")
     serves = command("serve", "Run a scheme with devices behind gateways on other machines, which `join`.")
     _add_config(serves, engine=False)
+    _add_log(serves)
     serves.add_argument("--listen", default="127.0.0.1", metavar="HOST:PORT", help="where gateways come to; port 9470")
     serves.add_argument("--tls", type=Path, default=None, metavar="FOLDER", help="what `midhaul certs` made")
     serves.add_argument("--gateways", type=int, default=0, metavar="N", help="begin with so many; 0: with every device")
@@ -118,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
     serves.add_argument("--metrics", default="", metavar="[HOST:]PORT", help="tell Prometheus at /metrics")
     serves.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
     joins = command("join", "Hold some of a run's devices on this machine, until `midhaul serve` has ended.")
+    _add_log(joins)
     joins.add_argument("address", metavar="ADDRESS", help="where the server listens, HOST:PORT")
     joins.add_argument("--data", default="", metavar="SPEC", help="which devices: har:subjects=1-10 or har:devices=0-4")
     joins.add_argument("--share", default="", metavar="K/N", help="or every N-th device from the K-th on")
@@ -153,6 +158,11 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     again.add_argument("--out", type=Path, default=Path("report.html"), help="the HTML file to write")
     return top
+
+
+def _add_log(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--log", default=FORMS[0], choices=FORMS, help="how the error stream tells what happens")
+    command.add_argument("--log-file", type=Path, default=None, metavar="FILE", help="append it in JSON to a file, too")
 
 
 def _add_config(command: argparse.ArgumentParser, *, engine: bool = True) -> None:

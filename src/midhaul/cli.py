@@ -16,30 +16,52 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from midhaul import arguments, config, terminal
+from midhaul import arguments, config, logs, terminal
 from midhaul.config import Config
 from midhaul.errors import ConfigError, MidhaulError
+from midhaul.sentences import Sentence
 from midhaul.units import format_bytes
 
 REFUSED = 2
+STOPPED = "stopped; --resume goes on from the last checkpoint"
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command; gives 0, or 2 where midhaul refused it in one sentence."""
-    parser = arguments.parser()
+    form = ""
     try:
-        chosen = parser.parse_args(words)
-        _ACTS[chosen.command](chosen)
+        chosen = arguments.parser().parse_args(words)
+        form = getattr(chosen, "log", "")
+        with logs.to(form, getattr(chosen, "log_file", None), command=chosen.command):
+            _act(chosen)
     except MidhaulError as error:
-        print(f"midhaul: {error}", file=sys.stderr)
+        if form != "json":
+            print(f"midhaul: {error}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        print("midhaul: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        if form != "json":
+            print(f"midhaul: {STOPPED}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output has gone (`midhaul boards | head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _act(chosen: argparse.Namespace) -> None:
+    """Does what was asked; how it ends, where that isn't well, is in the log."""
+    try:
+        _ACTS[chosen.command](chosen)
+    except BrokenPipeError:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        told = STOPPED if isinstance(error, KeyboardInterrupt) else str(error)
+        logs.tell(Sentence(told, "error", level="error", kind=type(error).__name__))
+        raise
+
+
+def _progress(chosen: argparse.Namespace) -> terminal.Progress:
+    return terminal.Progress(chosen.json or getattr(chosen, "log", "") == "json")
 
 
 def _begin(settings: Config) -> None:
@@ -56,7 +78,7 @@ def _run(chosen: argparse.Namespace) -> None:
     from midhaul import train
 
     out = chosen.out or Path("runs") / f"{chosen.config.stem}-{settings.scheme.name}-{settings.run.seed}"
-    with terminal.Progress(chosen.json) as progress:
+    with _progress(chosen) as progress:
         result = train.run(settings, out, resume=chosen.resume, tell=progress.tell, progress=progress)
     _tell_run(chosen, out, result.summary)
 
@@ -80,7 +102,7 @@ def _serve(chosen: argparse.Namespace) -> None:
 
     out = chosen.out or Path("runs") / f"{chosen.config.stem}-{settings.scheme.name}-{settings.run.seed}"
     place = serve.Place.of(chosen.listen, chosen.tls)
-    with terminal.Progress(chosen.json) as progress, contextlib.ExitStack() as stack:
+    with _progress(chosen) as progress, contextlib.ExitStack() as stack:
 
         def watched(standing: serve.Standing) -> None:
             if chosen.metrics:
@@ -108,14 +130,14 @@ def _join(chosen: argparse.Namespace) -> None:
     share = join.Share(
         chosen.data, chosen.share, chosen.devices, chosen.engine, tuple(chosen.set), gives_rows=chosen.gives_rows
     )
-    with terminal.Progress(chosen.json) as progress:
+    with _progress(chosen) as progress:
         served = join.join(
             chosen.address,
             share,
             tls=chosen.tls,
             name=chosen.name,
             patience_s=chosen.patience,
-            tell=lambda line: progress.tell(line, again=True),
+            tell=progress.tell,
         )
     if chosen.json:
         print(json.dumps(served.to_table()))
@@ -160,7 +182,7 @@ def _compare(chosen: argparse.Namespace) -> None:
     ]
     for _, job in jobs[:: max(len(seeds), 1)]:
         plant.build(job)  # what can't run is refused before anything does
-    with terminal.Progress(chosen.json) as progress:
+    with _progress(chosen) as progress:
         for place, (folder, job) in enumerate(jobs):
             progress.title = f"[{place + 1}/{len(jobs)}] {job.scheme.name}, seed {job.run.seed}"
             if chosen.resume and (folder / "summary.json").exists():
@@ -189,7 +211,7 @@ def _plan(chosen: argparse.Namespace) -> None:
 
     goal = plan.goal(chosen.target, chosen.within, chosen.least)
     names = [name.strip() for name in chosen.schemes.split(",") if name.strip()]
-    with terminal.Progress(chosen.json) as progress:
+    with _progress(chosen) as progress:
         most, draws = chosen.rounds, chosen.draws
         found = plan.plan(settings, goal, schemes=names, most=most, draws=draws, progress=progress, tell=progress.tell)
     out = chosen.out or chosen.config.with_name(f"{chosen.config.stem}-plan.toml")

@@ -7,6 +7,9 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from midhaul import logs
+from midhaul.sentences import Sentence
+
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int = 80) -> str:
     """Gives aligned text of at most `width` columns; the last column is folded under itself, figures lean right."""
@@ -43,7 +46,7 @@ def _fold(text: str, width: int) -> list[str]:
 
 
 class Progress:
-    """Shows what is done, its rate and the time left, on the error stream."""
+    """Shows what is done, its rate and the time left, on the error stream; what it is told goes to the log as well."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -87,10 +90,12 @@ class Progress:
         if done == total:
             self._close()
 
-    def tell(self, line: str, *, again: bool = False) -> None:
-        """Shows a sentence; one that was shown before (a licence, say) isn't shown again, unless it is to be."""
+    def tell(self, line: str) -> None:
+        """Shows a sentence, unless it is a detail; a note that was shown before (a licence, say) isn't shown again."""
         with self.lock:
-            if self.quiet or (line in self.told and not again):
+            logs.tell(line)
+            event, level = (line.event, line.level) if isinstance(line, Sentence) else ("note", "info")
+            if self.quiet or level == "detail" or (line in self.told and event == "note"):
                 return
             self.told.add(line)
             self._close()

@@ -41,6 +41,7 @@ from midhaul.runtime.over_link import OverLink
 from midhaul.runtime.participation import Participation
 from midhaul.runtime.spending import Spending, batteries
 from midhaul.runtime.stream import Gateways
+from midhaul.sentences import Sentence
 from midhaul.server import Progress, Server
 from midhaul.tree import Tree
 from midhaul.units import format_joules, format_seconds
@@ -49,6 +50,10 @@ Tell = Callable[[str], None]
 Summary = dict[str, Any]
 _FLIGHT, _CHOICE = "flight/", "choice/"
 _HALVES = (1 << 24) - 1  # of the streams of dropout; those of trainings on the server are below it
+_FIGURES = (
+    *("round", "accuracy", "large_accuracy", "loss", "train_loss", "uplink_bytes", "downlink_bytes"),
+    *("simulated_seconds", "device_joules", "gone", "drifted"),
+)  # what is told of a round
 _TARGET = ("round", "seconds", "joules", "uplink_bytes", "downlink_bytes")
 
 
@@ -104,7 +109,7 @@ def run(
             plant.workers.open()
     except MidhaulError:
         if is_new and out is not None:
-            out.rmdir()  # a run that is refused leaves nothing
+            out.rmdir()  # a run that is refused leaves nothing, nor one that nobody joins
         raise
     for line in _opening(plant):
         tell(line)
@@ -116,6 +121,8 @@ def run(
     except BaseException:
         if isinstance(plant.engine, Gateways):
             plant.engine.close(says_goodbye=False)  # they look for the server that goes on with --resume
+        if is_new and out is not None and not any(out.iterdir()):
+            out.rmdir()
         raise
     finally:
         if isinstance(plant.engine, Firmware | Gateways):
@@ -127,9 +134,7 @@ def run(
 def _await(gateways: Gateways, tell: Tell) -> None:
     """Listens, and waits until gateways hold all devices."""
     gateways.tell = tell
-    address, missing = gateways.open(), gateways.missing()
-    if missing:
-        tell(f"listening at {address}; {len(missing)} devices wait for their gateways")
+    gateways.open()
     gateways.wait(gateways.wait_s)
 
 
@@ -213,8 +218,9 @@ class _Run:
             if self.progress is not None:
                 self.progress("rounds", done, config.run.rounds)
         self.done = done
+        self._tell_start(done)
         for number in range(done + 1, done + 1 if self._is_enough() else config.run.rounds + 1):
-            began = time.perf_counter()
+            began, absent = time.perf_counter(), self.ledger.absent
             if number == config.data.drift_round:
                 self._drift()
             if self.watch is not None:
@@ -227,11 +233,12 @@ class _Run:
             last = number == config.run.rounds
             due = last or number % config.run.evaluate_every == 0
             scores = self._evaluate(server, number) if due else None
-            self.wall_s += time.perf_counter() - began
+            took_s = time.perf_counter() - began
+            self.wall_s += took_s
             self._reach(number, scores)
             self._plan_again(number, scores)
             self.done, last = number, last or self._is_enough()
-            self._line(number, scores, metrics)
+            self._tell_round(self._line(number, scores, metrics), took_s, self.ledger.absent - absent)
             if number == done + 1:
                 self._tell_kernels()
             if last or number % config.run.checkpoint_every == 0:
@@ -255,7 +262,7 @@ class _Run:
             except QuorumError as error:
                 if not isinstance(engine, Gateways) or not engine.quorum:
                     raise
-                self.tell(f"{error}; it is repeated")
+                self.tell(Sentence(f"{error}; it is repeated", "round_repeated", level="warning", round=number))
             engine.again()
             self.there.again()
             coding.restore(before)
@@ -303,10 +310,9 @@ class _Run:
         spent = self.ledger
         each = (number, spent.simulated_seconds, spent.device_joules, spent.uplink_bytes, spent.downlink_bytes)
         self.target |= dict(zip(_TARGET, each, strict=True))
-        self.tell(
-            f"{100 * wanted:g} % reached in round {number}: {format_joules(spent.device_joules)} of all devices, "
-            f"{format_seconds(spent.simulated_seconds)} of simulated time"
-        )
+        told = f"{100 * wanted:g} % reached in round {number}: {format_joules(spent.device_joules)} of all devices, "
+        told += f"{format_seconds(spent.simulated_seconds)} of simulated time"
+        self.tell(Sentence(told, "target", **self.target))
 
     def _plan_again(self, number: int, scores: Summary | None) -> None:
         """Looks whether the run will keep its limits, and changes what can be changed if not."""
@@ -314,7 +320,8 @@ class _Run:
             return
         change, told = self.again.after(number, self.ledger, scores["accuracy"] if scores is not None else None)
         if told:
-            self.tell(told)
+            now: Summary = {} if change is None else {"change": dataclasses.asdict(change.setting)}
+            self.tell(Sentence(told, "replan", round=number, **now))
         if change is not None:
             self._change(change.setting)
 
@@ -390,6 +397,7 @@ class _Run:
     def _save(self, number: int, server: Server) -> None:
         if self.out is None:
             return
+        began = time.perf_counter()
         scalars = {
             "ledger": self.ledger.to_table(),
             "wall_s": self.wall_s,
@@ -415,8 +423,11 @@ class _Run:
             learned, scalars["choice"] = self.choosing.dump()
             link |= {f"{_CHOICE}{name}": value for name, value in learned.items()}
         checkpoint.save(self.out / "checkpoint", Checkpoint(number, server, devices, scalars, link))
+        facts = {"round": number, "seconds": time.perf_counter() - began, "folder": str(self.out / "checkpoint")}
+        self.tell(Sentence(f"checkpoint of round {number}", "checkpoint", level="detail", **facts))
 
-    def _line(self, number: int, scores: Summary | None, metrics: dict[str, float]) -> None:
+    def _line(self, number: int, scores: Summary | None, metrics: dict[str, float]) -> Summary:
+        """Writes the figures of a round to metrics.jsonl; gives them."""
         ledger, config = self.ledger, self.plant.config
         line = {
             "round": number,
@@ -444,6 +455,34 @@ class _Run:
                 raise ConfigError(
                     f"{self.out} can't be written ({error.strerror}); free space or choose another --out"
                 ) from None
+        return line
+
+    def _tell_start(self, done: int) -> None:
+        config, ledger = self.plant.config, self.ledger
+        facts: Summary = {
+            "version": __version__,
+            "scheme": config.scheme.name,
+            "data": self.plant.dataset.name,
+            "engine": config.run.engine,
+            "seed": config.run.seed,
+            "devices": len(self.plant.engine.devices),
+            "out": str(self.out) if self.out is not None else None,
+            "round": done,
+            "rounds": config.run.rounds,
+            **{name: self.scores.get(name) for name in ("accuracy", "large_accuracy", "loss")},
+            **{name: getattr(ledger, name) for name in ("uplink_bytes", "downlink_bytes", "device_joules")},
+        }
+        told = f"{config.scheme.name} on {facts['data']} begins" if not done else f"going on after round {done}"
+        self.tell(Sentence(told, "start", level="detail", **facts))
+
+    def _tell_round(self, line: Summary, took_s: float, absent: int) -> None:
+        rounds = self.plant.config.run.rounds
+        facts = {name: line[name] for name in _FIGURES} | {"rounds": rounds, "seconds": took_s, "absent": absent}
+        if isinstance(self.plant.engine, Gateways):
+            facts["gateways"] = self.plant.engine.attendance()
+        told = f"round {line['round']} of {rounds} in {format_seconds(took_s)}"
+        told += f": accuracy {100 * line['accuracy']:.1f} %" if line["accuracy"] is not None else ""
+        self.tell(Sentence(told, "round", level="detail", **facts))
 
     def _replanned(self, number: int) -> Summary:
         """Gives why the run was planned again after a round, None where it wasn't, and what it is to come to, None
@@ -468,6 +507,17 @@ class _Run:
                 if values:
                     checkpoint.write(self.out / "model" / f"{name}.safetensors", checkpoint.to_bytes(values))
             self._write("summary.json", json.dumps(summary, indent=2).encode())
+        names = (
+            "rounds",
+            "accuracy",
+            "large_accuracy",
+            "uplink_bytes",
+            "downlink_bytes",
+            "device_joules",
+            "wall_seconds",
+        )
+        facts = {name: summary[name] for name in (*names, "model_sha256")}
+        self.tell(Sentence(f"the run has ended after {self.done} rounds", "end", level="detail", **facts))
         return summary
 
     def _summary(self, server: Server, devices: Tree) -> Summary:

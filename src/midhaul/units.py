@@ -1,8 +1,9 @@
-"""Units: decibels to ratios, and bytes, joules and seconds as people read them."""
+"""Units: decibels to ratios, and bytes, joules, seconds and lists of numbers as people read them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 
 def db_to_ratio(value_db: float) -> float:
@@ -61,6 +62,21 @@ def format_seconds(time_s: float) -> str:
     if time_s < 3600.0:
         return f"{int(time_s // 60)}m{int(time_s % 60):02d}s"
     return f"{int(time_s // 3600)}h{int(time_s % 3600 // 60):02d}m"
+
+
+def format_numbers(numbers: Iterable[int]) -> str:
+    """Gives whole numbers as a person lists them.
+
+    >>> format_numbers((0, 1, 2, 5, 7, 8))
+    '0-2, 5, 7-8'
+    """
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def _scaled(value: float, step: float, names: tuple[str, ...]) -> str:

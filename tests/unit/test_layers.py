@@ -8,8 +8,8 @@ import midhaul
 ROOT = Path(midhaul.__file__).parent
 LAYERS = (
     {"errors"},
-    {"tree", "units", "rng", "config", "net", "hub"},
-    {"message", "schedule", "hardware", "goals"},
+    {"tree", "units", "rng", "config", "net", "hub", "sentences"},
+    {"message", "schedule", "hardware", "goals", "logs"},
     {"data", "models", "devices", "link", "privacy"},
     {"program"},
     {"rules", "directions", "selection", "choices", "curves"},

@@ -6,6 +6,7 @@ import re
 
 from midhaul.data import Federation
 from midhaul.errors import ConfigError
+from midhaul.units import format_numbers
 
 _RANGE = re.compile(r"(\d+)-(\d+)")
 _SHARE = re.compile(r"(\d+)/(\d+)")
@@ -60,21 +61,6 @@ def _people(federation: Federation) -> dict[str, int]:
     return known
 
 
-def spoken(devices: tuple[int, ...]) -> str:
-    """Gives numbers as a person writes them.
-
-    >>> spoken((0, 1, 2, 5, 7, 8))
-    '0-2, 5, 7-8'
-    """
-    runs: list[list[int]] = []
-    for device in sorted(devices):
-        if runs and device == runs[-1][1] + 1:
-            runs[-1][1] = device
-        else:
-            runs.append([device, device])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-
-
 def _share(share: str) -> tuple[int, int]:
     found = _SHARE.fullmatch(share)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
@@ -111,6 +97,6 @@ def _short(name: str) -> str:
 
 def _told(names: set[str]) -> str:
     if all(name.isdigit() for name in names):
-        return spoken(tuple(int(name) for name in names))
+        return format_numbers(tuple(int(name) for name in names))
     few = sorted(names)
     return ", ".join(few[:5]) + (" ..." if len(few) > 5 else "")

@@ -22,6 +22,7 @@ from midhaul.federation import certs
 from midhaul.federation.certs import Material
 from midhaul.federation.passes import Bearer, Guard, PassError
 from midhaul.runtime import channel
+from midhaul.sentences import Sentence
 
 SERVICE = "midhaul.Desk"
 MAX_BYTES = 1 << 22
@@ -55,7 +56,8 @@ class Desk:
                 self.guard.check(data, what)
             except PassError as error:
                 self.refused += 1
-                self.tell(f"a {what.lower()} from {context.peer()} was refused: {error}")
+                told = f"a {what.lower()} from {context.peer()} was refused: {error}"
+                self.tell(Sentence(told, "refused", level="warning", kind="pass", address=context.peer()))
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
             return json.dumps(self._answers[what]()).encode()
 

@@ -213,7 +213,7 @@ def _serve(said: dict[str, Any], share: Share, name: str) -> dict[str, Any]:
     try:
         if said["kind"] != "session":
             return dict(messages.answer(built, said, gives_rows=share.gives_rows))
-        began, rounds = time.monotonic(), Rounds(_log.info)
+        began, rounds = time.monotonic(), Rounds(_log.info, name)
         root, token = said.get("root"), str(said["token"])
         gateway = join.gateway_of(built, str(said["address"]), token, name, root, share, PATIENCE_S, rounds)
         gateway.run()

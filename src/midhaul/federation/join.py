@@ -24,6 +24,7 @@ from midhaul.runtime import channel
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.gateway import Gateway
 from midhaul.runtime.parcel import Answer, Ask, Models
+from midhaul.sentences import Sentence
 from midhaul.train import Tell
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 5.0
@@ -86,11 +87,12 @@ def join(
         token = told["token"]
         built = build(told["config"], share)
         root = None if own.material is None else own.material.root
-        rounds = Rounds(tell)
+        rounds = Rounds(tell, own.name)
         gateway = gateway_of(built, target, token, own.name, root, share, patience_s, rounds)
         try:
             gateway.run()
             rounds.end()
+            tell(Sentence("the run has ended", "end", level="detail", gateway=own.name))
             done, times = turns + gateway.done, connections + gateway.connections
             return Served(own.name, gateway.devices, done, times, time.monotonic() - began)
         except EngineError as error:
@@ -183,8 +185,8 @@ def _enrol(address: str, tls: Path | None, name: str, patience_s: float, tell: T
 class Rounds:
     """Tells a line when a round's test was done: which ops, of how many devices, in which time."""
 
-    def __init__(self, tell: Tell) -> None:
-        self.tell = tell
+    def __init__(self, tell: Tell, name: str) -> None:
+        self.tell, self.name = tell, name
         self.round, self.ops, self.began = -1, dict[str, int](), time.monotonic()
 
     def __call__(self, ask: Ask, answer: Answer) -> None:
@@ -199,5 +201,7 @@ class Rounds:
     def end(self) -> None:
         if self.ops:
             told = ", ".join(f"{num} {name}" for name, num in self.ops.items())
-            self.tell(f"round {self.round}: {told} in {time.monotonic() - self.began:.2f} s")
+            took_s = time.monotonic() - self.began
+            line, facts = f"round {self.round}: {told} in {took_s:.2f} s", dict[str, Any](round=self.round, answers=self.ops)
+            self.tell(Sentence(line, "served", gateway=self.name, seconds=took_s, **facts))
         self.ops = {}

@@ -6,9 +6,9 @@ The run itself is `train.run` with a fleet of gateways: same schemes, same confi
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,6 @@ from midhaul.config import Config
 from midhaul.errors import ConfigError
 from midhaul.federation import certs, desk
 from midhaul.federation.certs import Material
-from midhaul.federation.claims import spoken
 from midhaul.federation.desk import Desk
 from midhaul.federation.passes import Guard
 from midhaul.fleet import Held
@@ -28,56 +27,68 @@ from midhaul.kit import Kit
 from midhaul.plant import Engine
 from midhaul.runtime import channel
 from midhaul.runtime.stream import Gateways
+from midhaul.sentences import Sentence
 from midhaul.server import Progress
 from midhaul.train import Result, Tell
 
-TOLD_S = 10.0  # between two lines about who is missing
-_KEPT_S = 0.25
+RECENT = 10  # rounds whose mean says how long one takes
+_PHASES = {"listening": "waiting", "everybody": "training", "round": "training", "end": "done"}
+_FIGURES = ["round", "accuracy", "large_accuracy", "train_loss", "uplink_bytes", "downlink_bytes", "device_joules"]
 
 
 @dataclass
 class Standing:
-    """How a run is doing, as far as an operator is told."""
+    """How a run is doing, as far as an operator is told: what the run's sentences say, and who is here."""
 
     config: Config
-    out: Path | None
     began_s: float = field(default_factory=time.time)
-    round: int = 0
     phase: str = "starting"
-    round_seconds: float = 0.0
+    figures: dict[str, Any] = field(default_factory=dict)  # the newest of each
+    checkpoint_s: float | None = None
     gateways: Gateways | None = None
     desk: Desk | None = None
-    _at: float = field(default_factory=time.monotonic)
+    _took: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
-    def saw(self, number: int) -> None:
-        """Is told that a round has ended."""
-        now = time.monotonic()
-        if number == self.round + 1 and self.round:
-            self.round_seconds = now - self._at
-        self.round, self._at, self.phase = number, now, "training"
+    def hear(self, line: str) -> None:
+        """Is told what a run tells."""
+        if not isinstance(line, Sentence):
+            return
+        self.phase = _PHASES.get(line.event, self.phase)
+        if line.event in ("start", "round"):
+            self.figures |= {name: line.facts[name] for name in _FIGURES if line.facts.get(name) is not None}
+        if line.event == "round":
+            self._took.append(float(line.facts["seconds"]))
+        if line.event == "checkpoint":
+            self.checkpoint_s = time.time()
 
     def to_table(self) -> dict[str, Any]:
-        """Gives what `midhaul status` shows. Units: seconds, bytes."""
-        found, gateways = _last_line(self.out), self.gateways
+        """Gives what `midhaul status` shows. Units: seconds, seconds since 1970, bytes, joules.
+
+        `round_seconds` is the mean of the last rounds, `seconds_left` what the others then take; None before the first.
+        """
+        found, gateways, took, rounds = self.figures, self.gateways, list(self._took), self.config.run.rounds
         refused = dict(gateways.refused) if gateways is not None else {}
         if self.desk is not None and self.desk.refused:
             refused["pass"] = self.desk.refused
+        each_s = sum(took) / len(took) if took else None
+        done = int(found.get("round", 0))
         return {
             "version": __version__,
             "scheme": self.config.scheme.name,
             "data": self.config.data.name,
             "phase": self.phase,
-            "round": self.round,
-            "rounds": self.config.run.rounds,
-            "accuracy": found.get("accuracy"),
-            "train_loss": found.get("train_loss"),
-            "uplink_bytes": found.get("uplink_bytes", 0),
-            "downlink_bytes": found.get("downlink_bytes", 0),
-            "round_seconds": self.round_seconds,
+            "round": done,
+            "rounds": rounds,
+            **{name: found.get(name) for name in ("accuracy", "large_accuracy", "train_loss")},
+            **{name: found.get(name, 0) for name in ("uplink_bytes", "downlink_bytes", "device_joules")},
+            "round_seconds": each_s,
+            "seconds_left": None if each_s is None else each_s * (rounds - done),
+            "began_s": self.began_s,
             "seconds": time.time() - self.began_s,
+            "checkpoint_s": self.checkpoint_s,
             "missing": gateways.missing() if gateways is not None else [],
             "refused": refused,
-            "gateways": [peer.to_table() for peer in list(gateways.peers.values())] if gateways is not None else [],
+            "gateways": gateways.about() if gateways is not None else [],
         }
 
 
@@ -134,14 +145,19 @@ def serve(
     config = config.replace(run_engine="gateways")
     told = settings.to_toml(config.replace(run_engine="stacked"))
     token = secrets.token_hex(32)
-    standing = Standing(config, out)
+    standing = Standing(config)
     watched(standing)
+
+    def told_too(line: str) -> None:
+        standing.hear(line)
+        tell(line)
+
     with contextlib.ExitStack() as stack:
 
         def reach(kit: Kit, simulated: Engine) -> Held:
             secret = secrets.token_hex(32) if place.material is None else ""
             guard = Guard(place.material.root if place.material is not None else b"", secret)
-            standing.desk = Desk(guard, lambda: _welcome(told, token), standing.to_table, tell)
+            standing.desk = Desk(guard, lambda: _welcome(told, token), standing.to_table, told_too)
             gateways = Gateways(
                 kit.groups,
                 simulated.population,
@@ -153,51 +169,21 @@ def serve(
                 services=(standing.desk.handlers(),),
                 simulated=simulated,
                 keepalive_s=config.fleet.keepalive_s,
+                wait_s=patience_s or None,
             )
-            gateways.tell, gateways.begins_with = tell, num_gateways
+            gateways.tell, gateways.begins_with = told_too, num_gateways
             stack.push(lambda kind, *_: gateways.close(says_goodbye=kind is None))
             address = gateways.open()
             standing.gateways = gateways
             if secret:
                 stack.enter_context(desk.shared_secret(desk.parse(address)[1], secret))
             safety = "over TLS" if place.material is not None else "on this machine alone"
-            tell(f"listening at {address}, {safety}; start `midhaul join {address}` where the devices are")
-            standing.phase = "waiting"
+            line = f"listening at {address}, {safety}; start `midhaul join {address}` where the devices are"
+            told_too(Sentence(line, "listening", address=address, tls=place.material is not None))
             opened(Invitation(address, token, told, None if place.material is None else place.material.root))
-            _wait(gateways, patience_s, tell)
-            standing.phase = "training"
             return gateways
 
-        def seen(label: str, done: int, total: int) -> None:
-            if label == "rounds":
-                standing.saw(done)
-            if progress is not None:
-                progress(label, done, total)
-
-        result = train.run(config, out, resume=resume, tell=tell, progress=seen, reach=reach)
-        standing.phase = "done"
-    return result
-
-
-def _wait(gateways: Gateways, patience_s: float, tell: Tell) -> None:
-    """Waits until those are there that the run is to begin with. Raises: ConfigError at the end of its patience."""
-    began, last = time.monotonic(), time.monotonic() - TOLD_S + 1.0
-    while missing := gateways.missing():
-        there = gateways.num_here
-        if 0 < gateways.begins_with <= there:
-            tell(f"beginning with {there} gateways; nobody holds the devices {spoken(tuple(missing))}")
-            return
-        now = time.monotonic()
-        if patience_s and now - began > patience_s:
-            raise ConfigError(
-                f"after {patience_s:g} s no gateway holds the devices {spoken(tuple(missing))}; start those that do, "
-                "or begin without them by --gateways N"
-            )
-        if now - last > TOLD_S:
-            last = now
-            tell(f"{there} gateways are here; waiting for those with the devices {spoken(tuple(missing))}")
-        time.sleep(_KEPT_S)
-    tell(f"all {len({*gateways.devices, *gateways.test_devices})} devices are here")
+        return train.run(config, out, resume=resume, tell=told_too, progress=progress, reach=reach)
 
 
 def _welcome(config: str, token: str) -> dict[str, Any]:
@@ -208,18 +194,3 @@ def _credentials(material: Material | None) -> Any:
     if material is None:
         return None
     return channel.load().ssl_server_credentials([(material.key, material.certificate)])
-
-
-def _last_line(out: Path | None) -> dict[str, Any]:
-    """Gives the newest figure of each name in metrics.jsonl."""
-    path = out / "metrics.jsonl" if out is not None else None
-    if path is None or not path.exists():
-        return {}
-    found: dict[str, Any] = {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 16384))
-        for line in file.read().splitlines():
-            with contextlib.suppress(ValueError):
-                table = json.loads(line)
-                found |= {name: value for name, value in table.items() if value is not None}
-    return found

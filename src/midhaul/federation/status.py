@@ -7,9 +7,8 @@ from typing import Any
 
 from midhaul.errors import ConfigError
 from midhaul.federation import certs, desk
-from midhaul.federation.claims import spoken
 from midhaul.federation.passes import Bearer
-from midhaul.units import format_bytes, format_seconds
+from midhaul.units import format_bytes, format_numbers, format_seconds
 
 COLUMNS = ("gateway", "devices", "is", "answers", "back", "from it", "to it", "refused", "address")
 
@@ -48,7 +47,7 @@ def sentences(told: dict[str, Any]) -> list[str]:
     """What else there is to know."""
     found = []
     if told["missing"]:
-        found.append(f"nobody holds the devices {spoken(tuple(told['missing']))}")
+        found.append(f"nobody holds the devices {format_numbers(told['missing'])}")
     if told["refused"]:
         found.append("refused: " + ", ".join(f"{num} {kind}" for kind, num in sorted(told["refused"].items())))
     return found

@@ -8,6 +8,7 @@ the one before is on its way, and nothing is read before what was read is dealt 
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import threading
 import time
@@ -24,8 +25,11 @@ from midhaul.runtime.envelope import Envelope, Opener, Refusal, Refused, Sign, s
 from midhaul.runtime.hello import Hello
 from midhaul.runtime.parcel import Models
 from midhaul.runtime.peer import RESTARTED, Connection, Peer
+from midhaul.sentences import Sentence
+from midhaul.units import format_numbers
 
 HANDSHAKE_S = 20.0
+FIRST_TOLD_S, TOLD_S = 1.0, 10.0  # of waiting, until who is missing is told, and told again
 _SPARE = 4  # streams beside those of gateways: of who comes back before it was missed, and of who is refused
 
 
@@ -98,17 +102,33 @@ class Door:
         return self.address
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Waits until every device is held by a gateway that is there. Raises: EngineError after `timeout_s`."""
-        end = None if timeout_s is None else time.monotonic() + timeout_s
-        with self.changed:
-            while (missing := self.missing()) and not 0 < self.begins_with <= self.num_here:
-                left = None if end is None else end - time.monotonic()
-                if left is not None and left <= 0.0:
-                    raise EngineError(
-                        f"no gateway holds device {missing[0]} ({len(missing)} of {len(self.models.programs)} are "
-                        f"missing) after {timeout_s:g} s; start the gateways that hold them"
-                    )
-                self.changed.wait(left)
+        """Waits until those are there that the run begins with, and tells now and then who is missing.
+
+        Raises: EngineError after `timeout_s`.
+        """
+        began = time.monotonic()
+        end, tells = math.inf if timeout_s is None else began + timeout_s, began + FIRST_TOLD_S
+        while missing := self.missing():
+            here, now = self.num_here, time.monotonic()
+            who, facts = format_numbers(missing), dict[str, Any](gateways=here, missing=missing)
+            if 0 < self.begins_with <= here:
+                told = f"beginning with {here} gateways; nobody holds the devices {who}"
+                self.tell(Sentence(told, "everybody", level="warning", **facts))
+                return
+            if now >= end:
+                raise EngineError(
+                    f"after {timeout_s:g} s no gateway holds the devices {who}; start those that do, or begin without "
+                    "them (`midhaul serve --gateways N`)"
+                )
+            if now >= tells:
+                tells = now + TOLD_S
+                told = f"{here} gateways are here; waiting for those with the devices {who}"
+                self.tell(Sentence(told, "waiting", **facts))
+            with self.changed:
+                if self.missing() == missing and self.num_here == here:
+                    self.changed.wait(min(end, tells) - now)
+        told = f"all {len(self._wanted)} devices are here"
+        self.tell(Sentence(told, "everybody", gateways=self.num_here, missing=[]))
 
     @property
     def num_here(self) -> int:
@@ -152,7 +172,8 @@ class Door:
         except Refused as error:
             with self.changed:
                 self.refused[str(Refusal.JOIN)] += 1
-            self.tell(f"a gateway at {context.peer()} was refused: {error}")
+            told, facts = f"a gateway at {context.peer()} was refused: {error}", {"address": context.peer()}
+            self.tell(Sentence(told, "refused", level="warning", kind=str(error.kind), **facts))
             context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         except grpc.RpcError:
             return
@@ -186,12 +207,12 @@ class Door:
                 known.connection, known.is_gone, known.has_shifted = connection, False, self.shifted
                 known.reconnections += 1
                 known.send(self.run)
-                told = f"gateway {said.name} is back"
+                told, event = f"gateway {said.name} is back", "gateway_back"
             else:
                 known = self._replace(said, devices, connection)
-                told = f"gateway {said.name} joined with {len(devices)} devices"
+                told, event = f"gateway {said.name} joined with {len(devices)} devices", "gateway_here"
             self.changed.notify_all()
-        self.tell(told)
+        self.tell(Sentence(told, event, gateway=said.name, devices=sorted(devices), address=address))
         return known, connection
 
     def _replace(self, said: Hello, devices: frozenset[int], connection: Connection) -> Peer:
@@ -249,7 +270,8 @@ class Door:
                         self._take(peer, envelope)
                 except Refused as error:
                     self.count(peer, error.kind)
-                    self.tell(f"gateway {peer.name}: {error.kind} refused: {error}")
+                    told, facts = f"gateway {peer.name}: {error.kind} refused: {error}", {"kind": str(error.kind)}
+                    self.tell(Sentence(told, "refused", level="warning", gateway=peer.name, **facts))
                     self._fail(peer, error)
                     with self.changed:
                         self.changed.notify_all()
@@ -260,7 +282,7 @@ class Door:
                 peer.connection = None
                 self.changed.notify_all()
         if is_away:
-            self.tell(f"gateway {peer.name} is away")
+            self.tell(Sentence(f"gateway {peer.name} is away", "gateway_away", level="warning", gateway=peer.name))
 
     def _take(self, peer: Peer, envelope: Envelope) -> None:
         """Takes an answer. Raises: Refused."""

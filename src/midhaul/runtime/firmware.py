@@ -20,6 +20,7 @@ from midhaul.message import Message, Op, Replies, Reply, gather, join
 from midhaul.program import Population, Program
 from midhaul.runtime.remote import Blobs, Event, Place, Remote
 from midhaul.runtime.stacked import Stacked
+from midhaul.sentences import Sentence
 from midhaul.tree import Tree
 
 MAX_THREADS = 64
@@ -172,7 +173,8 @@ class Firmware(Populated):
             for event in remote.events:
                 self.events.append(asdict(event))
                 if event.what != "connected":
-                    self.tell(sentence(event))
+                    level = "info" if event.what == "rejoined" else "warning"
+                    self.tell(Sentence(sentence(event), "device", level=level, **asdict(event)))
             remote.events.clear()
 
     def _check(self, answers: dict[int, Reply], simulates: bool, refused: int, round: int) -> None:

@@ -27,6 +27,7 @@ from midhaul.runtime.hello import Hello
 from midhaul.runtime.loop import Loop
 from midhaul.runtime.parcel import Answer, Ask, Models
 from midhaul.runtime.shadow import Engine
+from midhaul.sentences import Sentence
 from midhaul.tree import Tree
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0  # between two tries to reach the server; each is twice the one before
@@ -117,7 +118,8 @@ class Gateway:
                     raise EngineError(f"the server at {self.address} refused gateway {self.name}: {why}") from None
             if self.connections > before:
                 wait_s, last = FIRST_WAIT_S, time.monotonic()
-                self.tell(f"lost the server at {self.address} ({why}); trying to reach it again")
+                told = f"lost the server at {self.address} ({why}); trying to reach it again"
+                self.tell(Sentence(told, "lost", level="warning", gateway=self.name, address=self.address))
             if time.monotonic() - last > self.patience_s:
                 raise EngineError(
                     f"the server at {self.address} can't be reached for {self.patience_s:g} s ({why}); check the "
@@ -176,7 +178,8 @@ class Gateway:
         if bytes(envelope.payload[:1]) == b"\1":
             self._shift()
         self.connections += 1
-        self.tell(f"joined the run at {self.address} with {len(self.devices)} devices")
+        told, facts = f"joined the run at {self.address} with {len(self.devices)} devices", {"address": self.address}
+        self.tell(Sentence(told, "joined", gateway=self.name, devices=self.devices, **facts))
 
     def _answer(self, envelope: Envelope) -> Envelope | None:
         """Does a turn, if it wasn't done; gives what answers it."""
@@ -186,7 +189,8 @@ class Gateway:
             sign, payload = self._do(envelope)
         except MidhaulError as error:
             sign, payload = _FAILED, str(error).encode()
-            self.tell(f"{envelope.sign.name} of round {envelope.round} can't be done: {error}")
+            told = f"{envelope.sign.name} of round {envelope.round} can't be done: {error}"
+            self.tell(Sentence(told, "failed", level="warning", gateway=self.name, round=envelope.round))
         if len(payload) > self.max_bytes:
             why = f"an answer of {len(payload)} bytes, and at most {self.max_bytes} are sent; raise the bound"
             sign, payload = _FAILED, why.encode()

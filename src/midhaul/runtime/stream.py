@@ -89,6 +89,7 @@ class Gateways(Populated):
         self.shadow = Shadow(groups, population)
         self._before: Tree = {}  # what the shadow knew at the beginning of the round
         self._round, self._attempt = -1, 0
+        self._missed: dict[str, str] = {}  # how gateways failed to answer in time in this round: late, or away
         self.wait_s, self.simulated = wait_s, simulated
         self.opened: Callable[[Gateways], None] = lambda gateways: None  # is called once, when it listens
 
@@ -136,7 +137,7 @@ class Gateways(Populated):
         return self.address
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Waits until every device is held by a gateway that is there. Raises: EngineError after `timeout_s`."""
+        """Waits until those are there that the run begins with. Raises: EngineError after `timeout_s`."""
         self.door.wait(timeout_s)
 
     def missing(self) -> list[int]:
@@ -227,8 +228,16 @@ class Gateways(Populated):
         """Gives what an operator wants to know of each gateway, as plain values."""
         return [peer.to_table() for peer in list(self.peers.values())]
 
+    def attendance(self) -> dict[str, list[str]]:
+        """Gives the names of the gateways that were here, late or away in this round."""
+        found: dict[str, list[str]] = {"here": [], "late": [], "away": []}
+        for peer in list(self.peers.values()):
+            found[self._missed.get(peer.name) or ("away" if peer.connection is None else "here")].append(peer.name)
+        return found
+
     def _begin(self, round: int) -> None:
         if round != self._round:
+            self._missed.clear()
             self._round, self._attempt = round, 0
             if self.quorum:
                 self._before = self.shadow.whole()
@@ -295,6 +304,7 @@ class Gateways(Populated):
             with self.door.changed:
                 if peer.is_gone or peer.is_busy:
                     peer.knows = peer.knows and not forgets
+                    self._missed[peer.name] = "late" if peer.is_busy and peer.connection is not None else "away"
                 else:
                     under_way.add(peer.post(todo.popleft(), self.door.run, done))
         while under_way:
@@ -324,6 +334,7 @@ class Gateways(Populated):
                 if not turn.is_closed:
                     turn.is_closed, peer = True, turn.peer
                     peer.is_gone = peer.connection is None
+                    self._missed[peer.name] = "away" if peer.is_gone else "late"
                     peer.knows = peer.knows and not forgets
         return ended
 
