@@ -44,9 +44,18 @@ class _File(logging.handlers.WatchedFileHandler):
         try:
             super().emit(record_)
         except OSError:
-            self.handleError(record_)
+            self._tell()
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError:
+            self._tell()
 
     def handleError(self, record_: logging.LogRecord) -> None:
+        self._tell()
+
+    def _tell(self) -> None:
         if not self.has_failed:
             self.has_failed = True
             why = sys.exc_info()[1]

@@ -197,6 +197,7 @@ class _Run:
         config, scheme = self.plant.config, self.plant.scheme
         began = time.perf_counter()
         found = self._resume() if resume else None
+        self._tell_start(found.round if found is not None else 0)
         if found is None:
             self._write("config.toml", settings.to_toml(config).encode())
             self._write("metrics.jsonl", b"")
@@ -218,7 +219,6 @@ class _Run:
             if self.progress is not None:
                 self.progress("rounds", done, config.run.rounds)
         self.done = done
-        self._tell_start(done)
         for number in range(done + 1, done + 1 if self._is_enough() else config.run.rounds + 1):
             began, absent = time.perf_counter(), self.ledger.absent
             if number == config.data.drift_round:

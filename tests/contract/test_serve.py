@@ -56,13 +56,24 @@ def agree(folder: Path, wanted: Result) -> dict[str, Any]:
 def test_three_terminals(scheme: str, terminals: Terminals, server: Any, tmp_path: Path) -> None:
     config = SMALL.replace(scheme_name=scheme, scheme_width_mix="1,0.5" if scheme == "heterofl" else "")
     port = free_port()
-    serves = server(config, port)
-    joins = [terminals("join", f"127.0.0.1:{port}", "--share", f"{k}/2") for k in (1, 2)]
+    serves = server(config, port, "--log-file", tmp_path / "log")
+    joins = [terminals("join", f"127.0.0.1:{port}", "--share", f"{k}/2", "--name", f"g{k}") for k in (1, 2)]
     serves.end()
     for gateway in joins:
         assert "the run has ended" in gateway.end()
         assert "digits: 2 devices that train on" in gateway.err
         assert "round 3: 2 " in gateway.err
+    told = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert {line["gateway"] for line in told if line["event"] == "gateway_here"} == {"g1", "g2"}
+    rounds = [line for line in told if line["event"] == "round"]
+    assert [line["round"] for line in rounds] == [1, 2, 3]
+    for line in rounds:
+        assert set(line["gateways"].pop("here")) == {"g1", "g2"}
+        assert line["gateways"] == {"late": [], "away": []}
+        assert line["absent"] == 0
+    assert [line["event"] for line in told if line["event"] in ("listening", "everybody", "start", "end")] == [
+        *("listening", "everybody", "start", "end")
+    ]
     assert agree(tmp_path / "run", train.run(config))["engine"] == "gateways"
 
 

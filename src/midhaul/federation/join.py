@@ -202,6 +202,6 @@ class Rounds:
         if self.ops:
             told = ", ".join(f"{num} {name}" for name, num in self.ops.items())
             took_s = time.monotonic() - self.began
-            line, facts = f"round {self.round}: {told} in {took_s:.2f} s", dict[str, Any](round=self.round, answers=self.ops)
-            self.tell(Sentence(line, "served", gateway=self.name, seconds=took_s, **facts))
+            line, number = f"round {self.round}: {told} in {took_s:.2f} s", self.round
+            self.tell(Sentence(line, "served", gateway=self.name, round=number, seconds=took_s, answers=self.ops))
         self.ops = {}

@@ -22,6 +22,7 @@ from midhaul.program import Population
 from midhaul.runtime import lent
 from midhaul.runtime.lent import Arrays, Done, Order
 from midhaul.runtime.native.kernels import Kernels
+from midhaul.sentences import Sentence
 
 RETRIES = 3
 _MAX_HOMES = 64
@@ -160,7 +161,7 @@ class Workers:
         if again := sum(one.attempt > 0 for one in done):
             self.repeated += again
             chunks = "a chunk of devices was" if again == 1 else f"{again} chunks of devices were"
-            self.tell(f"round {number}: a worker died; {chunks} done again")
+            self.tell(Sentence(f"round {number}: a worker died; {chunks} done again", "workers", level="warning"))
         return done
 
     def _deal(self, orders: Sequence[Order], shared: Any, done: list[Done]) -> None:
@@ -211,7 +212,8 @@ class Workers:
     def _replace(self, number: int) -> None:
         """Starts workers anew on the machines that are left."""
         had, self.num = self.num, min(self.num, self._room())
-        self.tell(f"round {number}: a machine went away; going on with {self.num} of {had} workers")
+        told = f"round {number}: a machine went away; going on with {self.num} of {had} workers"
+        self.tell(Sentence(told, "workers", level="warning"))
         for actor in self.actors:
             self.ray.kill(actor)
         if not self.num:
@@ -257,7 +259,8 @@ class Workers:
         told = [actor.about.remote() for actor in self.actors]
         ready, late = self.ray.wait(told, num_returns=len(told), timeout=self.patience_s)
         if late:
-            self.tell(f"{len(ready)} of {self.num} workers have started; waiting for the others")
+            line = f"{len(ready)} of {self.num} workers have started; waiting for the others"
+            self.tell(Sentence(line, "workers"))
             ready, late = self.ray.wait(told, num_returns=len(told), timeout=self.start_s)
         if late:
             self.close()
