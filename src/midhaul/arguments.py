@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--schemes", default="", metavar="A,B,C", help="names from `midhaul schemes`; else one or two a way"
     )
     plans.add_argument("--rounds", type=int, default=0, metavar="N", help="rounds at most; the config's if not given")
-    plans.add_argument("--draws", type=int, default=2, metavar="N", help="times the choice is tried on other rows")
+    plans.add_argument("--draws", type=int, default=4, metavar="N", help="times the choice is tried on other rows")
     plans.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one key; may be repeated")
     plans.add_argument("--out", type=Path, default=None, help="the config to write; CONFIG-plan.toml if not given")
     fits = command("size", "Say whether a model fits a board, and what each op costs there.")

@@ -222,7 +222,8 @@ def _plan(chosen: argparse.Namespace) -> None:
         print(json.dumps({**table.to_table(found), "page": str(page)}, indent=2))
         return
     print(terminal.table(table.COLUMNS, table.rows(found), 120))
-    print("\n>: chosen; *: no other that reaches the target costs less of everything; ~: by the curve, not simulated\n")
+    marks = "*: no other that reaches the target costs less of everything; x: tried on other rows, and not chosen"
+    print("\n" + textwrap.fill(f">: chosen; {marks}; ~: by the curve, not simulated", 120) + "\n")
     for line in table.sentences(found):
         print(textwrap.fill(line, 80))
     for one in found.refused:

@@ -193,7 +193,7 @@ def _built(variant: Variant, plant: Plant, config: Config, data: Dataset) -> Pla
     if plant.scheme.differs not in DIFFERS:
         return plant
     alone = dealing([variant] * len(plant.federation.train), plant.scheme.differs)
-    return build(config.replace(**alone, fleet_check=False), dataset=data)
+    return build(config.replace(**alone, fleet_check=False), dataset=data, federation=plant.federation)
 
 
 def _now(plant: Plant, offers: Sequence[Offer]) -> Ints:

@@ -109,14 +109,16 @@ def build(
     module: nn.Module | None = None,
     large_module: nn.Module | None = None,
     dataset: Dataset | None = None,
+    federation: Federation | None = None,
     progress: Progress | None = None,
     reach: Reach | None = None,
     members: Members | None = None,
 ) -> Plant:
     """Loads the data, builds the models and the engine, and refuses what can't work.
 
-    `scheme`, `module` (the tiny model), `large_module` and `dataset` may be a person's own. `reach` gives the engine
-    `gateways` its fleet. `members` gives the devices that the engine has, if not all.
+    `scheme`, `module` (the tiny model), `large_module` and `dataset` may be a person's own, and so may who holds which
+    of its rows, `federation`. `reach` gives the engine `gateways` its fleet. `members` gives the devices that the
+    engine has, if not all.
     Raises: MidhaulError, in one sentence, before anything is trained.
     """
     chosen = scheme or find_scheme(config.scheme.name)
@@ -139,7 +141,7 @@ def build(
         torch.set_num_threads(config.run.threads)
     data = dataset or load(config.data.name, **config.data.options)
     config = _resolved(config, chosen, data)
-    federation = _federate(config, data)
+    federation = federation or _federate(config, data)
     data = federation.dataset
     wants = chosen.needs_public or (chosen.part != "whole" and config.scheme.pretrain)
     if wants and not len(federation.public):

@@ -17,7 +17,7 @@ from midhaul import config as settings
 from midhaul.budget import Budget
 from midhaul.checkpoint import Checkpoint
 from midhaul.config import Config
-from midhaul.data import Dataset
+from midhaul.data import Dataset, Federation
 from midhaul.errors import CheckpointError, ConfigError, DataError, MidhaulError, QuorumError
 from midhaul.fleet import Group
 from midhaul.kit import Scheme
@@ -77,13 +77,14 @@ def run(
     module: nn.Module | None = None,
     large_module: nn.Module | None = None,
     dataset: Dataset | None = None,
+    federation: Federation | None = None,
     reach: Reach | None = None,
 ) -> Result:
     """Runs a scheme from the first round, or from its last checkpoint, to the end.
 
     With `out`, writes config.toml, metrics.jsonl, summary.json, checkpoint/ and model/ there. A resumed run ends with
     the same bits as one that was never stopped. `tell` is given sentences for a person, `progress` what is done;
-    `reach` gives the engine `gateways` its fleet.
+    `dataset` and `federation` are as in `plant.build`; `reach` gives the engine `gateways` its fleet.
     Raises: MidhaulError, in one sentence.
     """
     if config.link.keep_frames and out is None:
@@ -101,6 +102,7 @@ def run(
             module=module,
             large_module=large_module,
             dataset=dataset,
+            federation=federation,
             progress=progress,
             reach=reach,
         )

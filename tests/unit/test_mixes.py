@@ -123,8 +123,8 @@ def test_where_others_are_left_the_recipe_deals_to_them_anew() -> None:
     built = plant.build(config, dataset=data)
     made = mixes.mix(Recipe("joules", 0.5, (), with_bits=False), built, config, data)
     mixed = config.replace(**dict(made.changes))
-    assert mixes.for_others(made, mixed, data) == ()
-    fewer = dict(mixes.for_others(made, mixed.replace(data_num_devices=4), data))
+    assert mixes.for_others(made, mixed, 6, data) == ()
+    fewer = dict(mixes.for_others(made, mixed.replace(data_num_devices=4), 6, data))
     counts = [int(part.partition("*")[2]) for part in fewer["scheme_width_mix"].split(",")]
     assert sum(counts) == 4
     plant.build(mixed.replace(data_num_devices=4, **fewer), dataset=data)

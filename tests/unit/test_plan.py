@@ -12,13 +12,16 @@ import pytest
 from midhaul import cli, plan, train
 from midhaul.config import Config
 from midhaul.curves import curve
-from midhaul.data import federate, load
+from midhaul.data import Federation, federate, load
 from midhaul.errors import ConfigError
 from midhaul.goals import Limit, goal
 from midhaul.plan import probe as probes
 from midhaul.plan import rows, search, table
 from midhaul.plan.candidates import Candidate, changes
+from midhaul.plan.expected import Confirmed, Draws
+from midhaul.plan.mixes import for_others
 from midhaul.plan.probe import Forecast
+from midhaul.plan.twins import twin
 
 DIGITS = Config().replace(
     data_name="digits", data_partition="iid", data_num_devices=4, data_test="shared", fleet_board="stm32l4",
@@ -88,19 +91,32 @@ def test_a_choice_is_confirmed_on_other_rows_each_time() -> None:
     federation = federate(data, partition="iid", num_devices=4, test="shared", seed=0)
     trained = {data.x[row].tobytes() for part in federation.train for row in part}
     tested = {data.x[row].tobytes() for row in federation.test[0]} - trained
-    marked = []
+    marked: list[np.ndarray] = []
+    seeds: set[int] = set()
     for draw in (1, 2):
-        other = rows.for_confirming(data, federation, DIGITS, draw)
-        assert other is not None
-        config, left = other
+        config, left = rows.for_confirming(data, federation, DIGITS, draw)
         assert config.data.test == "held_out"
+        assert config.run.seed not in {DIGITS.run.seed, *seeds}
+        seeds.add(config.run.seed)
         assert len(left) == len(data) - len(federation.test[0])
         assert left.held_out.sum() == round(0.1 * len(left))  # half of the fifth that is put aside to choose on
         marked.append(left.held_out)
         assert not {row.tobytes() for row in left.x} & tested
-    assert (marked[0] & marked[1]).sum() < 0.3 * marked[0].sum()
-    own = DIGITS.replace(data_test="device")
-    assert rows.for_confirming(data, federate(data, partition="iid", num_devices=4, seed=0), own, 1) is None
+    assert not (marked[0] & marked[1]).any()
+
+
+def test_devices_of_a_made_partition_test_on_half_as_many_of_their_own_rows() -> None:
+    data, own = load("digits"), DIGITS.replace(data_test="device", data_max_rows=100)
+    federation = federate(data, partition="iid", num_devices=4, test="device", max_rows=100, seed=0)
+    config, left = rows.for_confirming(data, federation, own, 1)
+    part = config.data
+    again = federate(left, partition="iid", num_devices=4, test=part.test, test_fraction=part.test_fraction,
+                     max_rows=part.max_rows, seed=config.run.seed)  # fmt: skip
+    assert again.own_test
+    assert [len(rows) for rows in federation.train] == [80] * 4
+    assert all(79 <= len(rows) <= 81 for rows in again.train)
+    assert all(8 <= len(rows) <= 10 for rows in again.test)  # a tenth of 89 in place of a fifth of 100, by class
+    assert twin(federation, own, 1, 4) is None
 
 
 def test_devices_that_test_themselves_are_confirmed_on_their_own_rows() -> None:
@@ -113,9 +129,7 @@ def test_devices_that_test_themselves_are_confirmed_on_their_own_rows() -> None:
     )
     config = DIGITS.replace(data_partition="natural", data_test="device", data_num_devices=0, data_max_rows=100)
     federation = federate(data, partition="natural", test="device", max_rows=100, seed=0)
-    other = rows.for_confirming(data, federation, config, 1)
-    assert other is not None
-    changed, left = other
+    changed, left = rows.for_confirming(data, federation, config, 1)
     again = federate(left, partition="natural", test="held_out", max_rows=changed.data.max_rows, seed=0)
     assert again.own_test
     assert [len(part) for part in again.train] == [len(part) for part in federation.train] == [80] * 6
@@ -135,6 +149,167 @@ def test_where_the_test_is_of_other_people_other_people_are_put_aside() -> None:
     assert len(kept) == 6
     assert not aside & kept
     assert (aside | kept) == set(range(8))
+
+    for draw, people_aside in ((1, set()), (2, set())):
+        _, left = rows.for_confirming(data, federation, config, draw)
+        people_aside |= set(left.device[left.held_out].tolist())
+        assert len(people_aside) == 1
+        assert not people_aside & aside
+    # The run itself without one of its people, whose rows are tested; nobody of the run's test, each in turn.
+    seen = set()
+    for draw in range(1, 9):
+        made = twin(federation, config, draw, 8)
+        assert made is not None
+        assert not made.is_whole
+        (tested,) = {int(one) for part in made.federation.test for one in data.device[part]}
+        assert made.federation.num_devices == 7
+        assert tested not in {int(data.device[part[0]]) for part in made.federation.train}
+        seen.add(tested)
+    assert seen == set(range(8))
+
+
+def test_the_run_itself_is_tested_on_rows_that_nobody_has_where_there_are_enough() -> None:
+    data = load("digits")
+
+    def of(max_rows: int) -> tuple[Federation, Config]:
+        config = DIGITS.replace(data_max_rows=max_rows)
+        return federate(data, partition="iid", num_devices=4, test="shared", max_rows=max_rows, seed=0), config
+
+    federation, config = of(100)
+    made = twin(federation, config, 1, 4)
+    assert made is not None
+    assert made.is_whole
+    assert made.federation.train is federation.train
+    (tested,) = made.federation.test
+    assert len(tested) == len(data) - 400 - len(federation.test[0])
+    assert not np.isin(tested, np.concatenate([*federation.train, *federation.test])).any()
+    # Else a tenth of each device's in turn: none twice until all had their turn.
+    federation, config = of(0)
+    seen: list[int] = []
+    for draw in range(1, 5):
+        made = twin(federation, config, draw, 4)
+        assert made is not None
+        assert not made.is_whole
+        (tested,) = made.federation.test
+        for kept, own in zip(made.federation.train, federation.train, strict=True):
+            assert len(kept) == len(own) - round(0.1 * len(own))
+            assert sorted([*kept, *tested[np.isin(tested, own)]]) == own.tolist()
+        seen += tested.tolist()
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_device_that_tests_itself_keeps_its_rows_where_it_has_others_that_it_was_not_dealt() -> None:
+    data = load("digits")
+    device = (np.arange(len(data)) >= 100).astype(np.int64)  # 100 rows of one person, 1,697 of the other
+    data = replace(data, device=device, device_names=("few", "many"), key="person")
+    config = DIGITS.replace(data_partition="natural", data_test="device", data_num_devices=0, data_max_rows=100)
+    federation = federate(data, partition="natural", test="device", max_rows=100, seed=0)
+    made = twin(federation, config, 1, 4)
+    assert made is not None
+    assert not made.is_whole
+    assert [len(part) for part in made.federation.test] == [10, 10]
+    assert [len(part) for part in made.federation.train] == [70, 80]
+    for part, person in zip(made.federation.test, (0, 1), strict=True):
+        assert (device[part] == person).all()
+        assert not np.isin(part, federation.test[person]).any()
+
+
+def test_what_a_run_is_expected_to_come_to() -> None:
+    """Two draws, 0.7 and 0.9: s^2 = 0.02, of which 1.5 parts, and 0.16 / 400 of the run's rows: 0.03 + 0.0004."""
+    assert Confirmed((0.8,), 1600, 3, 400).error == pytest.approx(0.0005**0.5)  # one draw: of rows alone
+    found = Confirmed((0.7, 0.9), 100, 3, 400)
+    assert found.mean == pytest.approx(0.8)
+    assert found.error == pytest.approx(0.0304**0.5)
+    assert found.sure == pytest.approx(0.8 - 0.0304**0.5)
+    low, high = found.interval()
+    assert (low, high) == (0.0, 1.0)  # two draws tell next to nothing
+    # The run itself: only rows differ. 1.645 errors of 0.16 x (1/400 + 1/1600) = 0.0005
+    itself = Confirmed((0.8,), 1600, 3, 400, is_whole=True)
+    assert itself.interval() == pytest.approx((0.8 - 1.6449 * 0.0005**0.5, 0.8 + 1.6449 * 0.0005**0.5), abs=1e-5)
+    others = Confirmed((0.5, 0.8), 1600, 3, 400)
+    unsteady = replace(itself, others=others)
+    assert unsteady.mean == itself.mean
+    assert unsteady.sure == others.sure < 0.6
+    draws = Draws(((0.6, 0.7, 0.9),), 10_000, 10_000, True)
+    assert draws.first(0.69) == 2 or draws.at(2).sure < 0.69
+    assert draws.first(0.8) == 3
+    assert draws.first(0.95) is None
+
+
+def test_intervals_hold_as_often_as_they_say() -> None:
+    """Runs that differ by 3 points, four draws of 300 rows, a test of 1,000: nine of ten lie where it was said."""
+    mixed, inside = np.random.default_rng(0), 0
+    for _ in range(1000):
+        each = np.clip(mixed.normal(0.7, 0.03, 5), 0.0, 1.0)
+        draws = tuple(float(mixed.binomial(300, p)) / 300 for p in each[:4])
+        low, high = Confirmed(draws, 300, 1, 1000).interval()
+        inside += low <= mixed.binomial(1000, each[4]) / 1000 <= high
+    assert 0.88 <= inside / 1000 <= 0.96
+
+
+def test_a_choice_that_other_rows_do_not_bear_out_falls_and_the_next_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def told(tried: probes.Probe, wanted: float, rounds: int, *_: object) -> Draws:
+        name = tried.candidate.label
+        asked.append(name)
+        level = {"half the cohort": 0.3, "as given": 0.95}.get(name, 0.5)
+        return Draws(((level,) * rounds,) * 2, 1000, 1000)
+
+    cheaper = [("half the cohort", (("fleet_cohort", 0.5),)), ("4 x the epochs", (("scheme_epochs", 4),))]
+    monkeypatch.setattr("midhaul.plan.search.changes", lambda candidate, plant: cheaper)
+    monkeypatch.setattr("midhaul.plan.search.confirm", told)
+    found = plan.plan(DIGITS.replace(run_rounds=4), goal("accuracy=0.5", "", "bytes"), schemes=["fedavg"], draws=2)
+    assert found.chosen[0].candidate.label == "as given" == asked[-1]
+    assert found.confirmed is not None
+    assert found.meets
+    assert found.chosen[1].rounds == 1
+    fell = [tried.candidate.label for tried, _ in found.fell]
+    assert sorted(fell) == sorted(asked[:-1])
+    assert "half the cohort" in fell
+    said = " ".join(table.sentences(found))
+    assert "Tried there as well, and not chosen: " in said
+    assert "fedavg: half the cohort (30.0 %, or" in said
+    assert [row[0] for row in table.rows(found)].count("x") == len(fell)
+    # None is borne out: the one that is nearest by the mean less a standard error, and it is said.
+    never = plan.plan(DIGITS.replace(run_rounds=4), goal("accuracy=0.99", "", "bytes"), schemes=["fedavg"], draws=2)
+    assert never.chosen[0].candidate.label == "as given"
+    assert not never.meets
+    assert "That isn't surely the target" in " ".join(table.sentences(never))
+
+
+def test_boards_dealt_by_count_are_dealt_to_fewer_devices_in_proportion() -> None:
+    data = load("digits")
+    people = np.arange(len(data)) % 12
+    named = tuple(f"person {number}" for number in range(12))
+    data = replace(data, device=people.astype(np.int64), device_names=named, held_out=people >= 8, key="person")
+    config = DIGITS.replace(
+        data_partition="natural", data_test="held_out", data_num_devices=0, fleet_board="stm32l4*6,nrf52840*2"
+    )
+    federation = federate(data, partition="natural", test="held_out", seed=0)
+    left = rows.for_choosing(data, federation, config)
+    # Six people are left: one of four of them has the other board, and of eight the last two had.
+    assert dict(for_others(None, config, 8, left)) == {"fleet_board": "stm32l4*4,nrf52840*2"}
+    assert for_others(None, config, 8, data) == ()
+    assert for_others(None, config.replace(fleet_board="stm32l4"), 8, left) == ()
+
+
+def test_a_plan_for_boards_dealt_by_count_where_people_are_put_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load("digits")
+    people = np.arange(len(data)) % 12
+    named = tuple(f"person {number}" for number in range(12))
+    data = replace(data, device=people.astype(np.int64), device_names=named, held_out=people >= 8, key="person")
+    monkeypatch.setattr("midhaul.plan.search.load", lambda name, **options: data)
+    monkeypatch.setattr("midhaul.plan.search.changes", lambda candidate, plant: [])
+    given = DIGITS.replace(
+        data_partition="natural", data_test="held_out", data_num_devices=0, fleet_board="stm32l4*6,nrf52840*2",
+        run_rounds=4,
+    )  # fmt: skip
+    found = plan.plan(given, goal("accuracy=0.3"), schemes=["fedavg"], draws=2)
+    assert not found.refused
+    assert found.config.fleet.board == "stm32l4*6,nrf52840*2"
+    assert found.confirmed is not None
+    assert len(found.confirmed.accuracies) == 2
 
 
 def test_candidates_within_the_limits_come_first_then_those_over_then_those_behind() -> None:
@@ -243,9 +418,12 @@ def test_a_run_of_the_written_config_meets_the_target(tmp_path: Path, capsys: py
     told = json.loads(capsys.readouterr().out)
     assert told["meets"]
     expected = told["expected"]
-    assert len(expected["accuracies"]) == 2
+    assert len(expected["accuracies"]) == 4
     assert expected["rounds"] == told["candidates"][0]["rounds"]
-    assert f"Simulated again on 2 other draws of {expected['num_rows']} rows" in told["sentences"][-1]
+    assert len(expected["others"]["accuracies"]) == 4
+    assert any(f"{expected['num_rows']} rows" in line for line in told["sentences"])
+    low, high = expected["interval"]
+    assert low < expected["mean"] < high
     page = out.with_suffix(".html").read_text(encoding="utf-8")
     assert told["page"] == str(out.with_suffix(".html"))
     for words in ("Accuracy against bytes on the link", ">target 80 %<", "1 fedavg", "limit", "Not tried"):
@@ -265,7 +443,7 @@ def test_what_nothing_meets_gives_the_nearest_and_says_so(tmp_path: Path) -> Non
     wanted = goal("accuracy=0.2", "joules=0.000001")
     found = plan.plan(DIGITS.replace(run_rounds=4), wanted, schemes=["local"])
     assert not found.meets
-    assert "over the 1.0 uJ of joules" in table.sentences(found)[0]
+    assert "the 1.0 uJ that were given" in table.sentences(found)[0]
     assert "The limits don't allow a single round: the nearest, the first of local" in table.sentences(found)[1]
     plain = next(tried for tried, _ in found.tried if not tried.candidate.changes)
     between = (plain.costs(2)["joules"] + plain.costs(3)["joules"]) / 2

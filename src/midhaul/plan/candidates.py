@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from midhaul.config import Config
-from midhaul.message import Kind
+from midhaul.message import Kind, Op
 from midhaul.models import slices, tiny
 from midhaul.plan.mixes import Mix
 from midhaul.plant import Plant, find_scheme
@@ -57,7 +57,8 @@ def first(names: Sequence[str], given: Config) -> list[Candidate]:
 
 def changes(candidate: Candidate, plant: Plant) -> list[tuple[str, tuple[tuple[str, Any], ...]]]:
     """Gives single changes to a candidate whose plant was built, each with its label: how frames are coded, who takes
-    part, how long devices train in a round, and where the model is cut, as far as it fits the board.
+    part, how long devices train in a round, at what rate (a lower one is steadier), and where the model is cut, as far
+    as it fits the board.
     """
     scheme, config = plant.scheme, plant.config
     found: list[tuple[str, tuple[tuple[str, Any], ...]]] = []
@@ -77,6 +78,9 @@ def changes(candidate: Candidate, plant: Plant) -> list[tuple[str, tuple[tuple[s
         found.append(("half the cohort, frugal", frugal))
     if "stragglers" in scheme.admits:
         found.append(("4 x the epochs", (("scheme_epochs", 4 * config.scheme.epochs),)))
+    if scheme.family != "FML" and any(work.op in (Op.FIT, Op.BACKWARD) for work in scheme.work(config.scheme)):
+        third = (("scheme_lr", config.scheme.lr / 3.0), ("scheme_tune_lr", config.scheme.tune_lr / 3.0))
+        found.append(("a third of the rate", third))
     if scheme.part == "front" and scheme.differs == "none" and not config.tiny.model.startswith("hf:"):
         found += [(f"cut at {name}", (("scheme_cut", name),)) for name in _cuts(plant)]
     return found

@@ -1,70 +1,74 @@
-"""The chosen candidate once more, on rows that it wasn't chosen on: what a plan expects of its accuracy.
+"""A candidate once more, on rows that it wasn't chosen on: what a plan expects of its accuracy.
 
-The best of many candidates looks better than it is on the rows that it was chosen on, and devices that put a fifth of
-their rows aside learn from fewer than the run's will. So the chosen one is simulated again, with other rows put aside
-each time, and half as many: their mean is what the run is expected to come to, their deviation says how surely
-(repeated random subsampling, as in R. Kohavi, "A study of cross-validation and bootstrap for accuracy estimation and
-model selection", IJCAI 1995, section 2; from memory).
+The best of many candidates looks better than it is on the rows that it was chosen on, and its devices learned from
+fewer than the run's will. So it is simulated again in two ways. As the run itself, its own seed and devices, on rows
+that the run doesn't use (`plan.twins`): their mean is what the run is expected to come to. And with other seeds, so
+with other devices' mixes of rows, other weights to begin with and other cohorts, on other rows each time (`plan.rows`):
+a choice that they don't bear out is one that happened to go well.
 """
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
-from midhaul.data import Dataset
+from midhaul.config import Config
+from midhaul.data import Dataset, Federation
 from midhaul.goals import Goal
+from midhaul.plan.expected import Draws
 from midhaul.plan.mixes import for_others
-from midhaul.plan.probe import Forecast, Probe, advance, probe
+from midhaul.plan.probe import Probe, advance, probe
 from midhaul.plan.rows import for_confirming
+from midhaul.plan.twins import twin
 from midhaul.server import Progress
 
 
-@dataclass(frozen=True)
-class Confirmed:
-    """Accuracies on each draw of rows put aside, of `num_rows` each, after `rounds`; and whose mean is expected."""
-
-    accuracies: tuple[float, ...]
-    num_rows: int
-    rounds: int
-
-    @property
-    def mean(self) -> float:
-        """What the run is expected to come to."""
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def spread(self) -> float:
-        """The sample standard deviation over the draws; 0 of one."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
-
-
 def confirm(
-    chosen: Probe,
-    forecast: Forecast,
-    most: int,
-    draws: int,
-    data: Dataset,
-    folder: Path,
-    progress: Progress,
-) -> Confirmed | None:
-    """Simulates the chosen candidate on so many other draws; None where rows can't be put aside in another way.
+    tried: Probe, wanted: float, rounds: int, draws: int, data: Dataset, folder: Path, progress: Progress
+) -> Draws:
+    """Simulates a candidate for so many rounds on so many draws in either way, however accurate it is before.
 
-    It goes on to the round that was expected, however accurate it is before. Raises: MidhaulError where a draw fails.
+    The run itself with all its rows is the same each time, and is simulated once. Other seeds are not asked where it
+    isn't as accurate as wanted.
+    Raises: MidhaulError where a draw fails.
     """
-    rounds, found, num_rows = forecast.rounds or most, [], 0
+    own = _itself(tried, rounds, draws, data, folder, progress)
+    if own is not None and own.first(wanted) is None:
+        return own
+    found = []
     for draw in range(1, draws + 1):
-        other = for_confirming(data, chosen.plant.federation, chosen.config, draw)
-        if other is None:
+        config, aside = for_confirming(data, tried.plant.federation, tried.plant.config, draw)
+        found.append(_one(tried, config, aside, None, rounds, folder / f"other{draw}", progress))
+    return _draws(found, tried) if own is None else replace(own, others=_draws(found, tried))
+
+
+def _itself(tried: Probe, rounds: int, draws: int, data: Dataset, folder: Path, progress: Progress) -> Draws | None:
+    """Gives the draws of the run itself; None where there are no rows for them."""
+    found = []
+    for draw in range(1, draws + 1):
+        if (made := twin(tried.plant.federation, tried.plant.config, draw, draws)) is None:
             return None
-        config, aside = other
-        candidate = chosen.candidate
-        if candidate.mix is not None:
-            dealt = for_others(candidate.mix, candidate.config(config), aside)
-            candidate = replace(candidate, changes=tuple({**dict(candidate.changes), **dict(dealt)}.items()))
-        again = probe(candidate, config, Goal(1.0, (), "joules"), aside, folder / f"draw{draw}")
-        advance(again, rounds, rounds, aside, progress)
-        found.append(max(again.accuracies))
-        num_rows = sum(len(rows) for rows in again.plant.federation.test)
-    return Confirmed(tuple(found), num_rows, rounds) if found else None
+        found.append(_one(tried, tried.plant.config, data, made.federation, rounds, folder / f"own{draw}", progress))
+        if made.is_whole:
+            return replace(_draws(found, tried), is_whole=True)
+    return _draws(found, tried)
+
+
+def _one(
+    tried: Probe, config: Config, data: Dataset, held: Federation | None, rounds: int, folder: Path, progress: Progress
+) -> Probe:
+    """Gives the candidate simulated with other rows put aside, or on a federation that has them aside."""
+    dealt = for_others(tried.candidate.mix, config, len(tried.plant.federation.train), data, held)
+    candidate = replace(tried.candidate, changes=tuple({**dict(tried.candidate.changes), **dict(dealt)}.items()))
+    again = probe(candidate, config, Goal(1.0, (), "joules"), data, folder, held)
+    advance(again, rounds, rounds, data, progress)
+    return again
+
+
+def _draws(found: Sequence[Probe], tried: Probe) -> Draws:
+    best = tuple(tuple(accumulate(one.accuracies, max)) for one in found)
+    num_rows = statistics.fmean(sum(map(len, one.plant.federation.test)) for one in found)
+    return Draws(best, round(num_rows), sum(map(len, tried.plant.federation.test)))

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from midhaul.choices import Choice, Options, choose
-from midhaul.config import Config
-from midhaul.data import Dataset
+from midhaul.config import Config, counted, dealt
+from midhaul.data import Dataset, Federation
 from midhaul.goals import Goal, shown
 from midhaul.offers import Offer, Offers, can_have_bits, changes_of, differ, of_fleet
 from midhaul.plant import Plant, build
 
+# What may be dealt with a count for each device, as the config's sections have it.
+_DEALT = ("fleet_board", "scheme_width_mix", "scheme_rank_mix", "scheme_cut", "link_up_bits")
 SHARES = (0.5, 0.15)  # of the way from the leanest round to one in which each has the most that fits it
 
 
@@ -70,16 +72,32 @@ def mix(recipe: Recipe, plant: Plant, config: Config, data: Dataset, offers: Off
     return Mix(recipe, changes_of(picked, plant), *told)
 
 
-def for_others(made: Mix, config: Config, data: Dataset) -> tuple[tuple[str, Any], ...]:
-    """Gives what a mix's recipe deals to the devices of other data; nothing where these are as many as it was made for.
+def for_others(
+    made: Mix | None, config: Config, num_devices: int, data: Dataset, held: Federation | None = None
+) -> tuple[tuple[str, Any], ...]:
+    """Gives what the devices of other data, or of a federation, are dealt in place of what a config has for
+    `num_devices`; nothing where they are as many, or nothing is dealt with counts.
 
-    `config` has what the mix deals. Raises: MidhaulError as `mix`.
+    A mix's recipe deals anew. What a person dealt goes to as large a part of them: of 3 + 3 boards, 2 + 2 to four.
+    Raises: MidhaulError as `mix`.
     """
-    plain = config.replace(**{name: "" for name, _ in made.changes if name != "link_up"})
-    others = build(plain, dataset=data)
-    if len(others.federation.train) == made.num_devices:
+    sections = {"fleet": config.fleet, "scheme": config.scheme, "link": config.link}
+    named = {name: str(getattr(sections[name.partition("_")[0]], name.partition("_")[2])) for name in _DEALT}
+    named = {name: text for name, text in named.items() if "*" in text}
+    if not named:
         return ()
-    return mix(made.recipe, others, plain, data).changes
+    each = {name: dealt(name.replace("_", ".", 1), text, num_devices) for name, text in named.items()}
+    plain = config.replace(**{name: values[0] for name, values in each.items()}, fleet_check=False)
+    num = len(build(plain, dataset=data, federation=held).federation.train)
+    if num == num_devices:
+        return ()
+    like = [(2 * device + 1) * num_devices // (2 * num) for device in range(num)]
+    changes: dict[str, Any] = {name: counted(values[place] for place in like) for name, values in each.items()}
+    if made is not None:
+        own = {name: "" for name, _ in made.changes if name != "link_up"}
+        bare = config.replace(**{**changes, **own})
+        changes.update(mix(made.recipe, build(bare, dataset=data, federation=held), bare, data).changes)
+    return tuple(changes.items())
 
 
 def chosen(recipe: Recipe, found: Offers, plant: Plant) -> tuple[Choice, dict[str, float]]:

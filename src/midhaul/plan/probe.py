@@ -13,9 +13,10 @@ from midhaul import config as settings
 from midhaul import train
 from midhaul.config import Config
 from midhaul.curves import Curve, curve
-from midhaul.data import Dataset
+from midhaul.data import Dataset, Federation
 from midhaul.goals import COSTS, Goal
 from midhaul.plan.candidates import Candidate
+from midhaul.plan.expected import Confirmed, Draws
 from midhaul.plant import Plant, build
 from midhaul.server import Progress
 
@@ -34,13 +35,20 @@ class Forecast:
     """What is expected of a run: the rounds until the target, None if it isn't reached; the best accuracy; the cost.
 
     `seen` says whether the rounds were simulated to the end, or are the curve's. Costs are of these rounds, or of all
-    that the run may have.
+    that the run may have. `confirmed` is what it came to on other rows, if it was tried there: then rounds, accuracy
+    and costs are by that, and the target has to be reached by the mean less its standard error.
     """
 
     rounds: int | None
     seen: bool
     accuracy: float
     costs: Costs
+    confirmed: Confirmed | None = None
+
+    @property
+    def sure(self) -> float:
+        """What candidates are held to: the accuracy, less its standard error where that is known."""
+        return self.accuracy if self.confirmed is None else self.confirmed.sure
 
 
 class Refused(NamedTuple):
@@ -54,13 +62,15 @@ class Refused(NamedTuple):
 class Probe:
     """One candidate, as far as it was simulated, in a folder of its own.
 
-    `aside` are settings beside its own on the rows that are left, where there are other devices than in the run.
+    `held` is who holds which rows where that isn't by the config. `aside` are settings beside its own on the rows that
+    are left, where there are other devices than in the run.
     """
 
     candidate: Candidate
     config: Config
     plant: Plant
     folder: Path
+    held: Federation | None = None
     accuracies: list[float] = field(default_factory=list)
     prices: list[Costs] = field(default_factory=list)
     aside: tuple[tuple[str, Any], ...] = ()
@@ -95,13 +105,24 @@ class Probe:
             self.costs(rounds or most),
         )
 
+    def confirmed(self, goal: Goal, draws: Draws) -> Forecast:
+        """Gives what is expected by other draws: the rounds until it is surely as accurate, or what all come to."""
+        rounds = draws.first(goal.accuracy)
+        found = draws.at(rounds or draws.rounds)
+        return Forecast(rounds, True, found.mean, self.costs(found.rounds), found)
 
-def probe(candidate: Candidate, given: Config, goal: Goal, data: Dataset, folder: Path) -> Probe:
-    """Gives a candidate that is yet to be tried. Raises: MidhaulError for one that can't be."""
+
+def probe(
+    candidate: Candidate, given: Config, goal: Goal, data: Dataset, folder: Path, held: Federation | None = None
+) -> Probe:
+    """Gives a candidate that is yet to be tried, on the config's federation of the data, or on another.
+
+    Raises: MidhaulError for one that can't be.
+    """
     config = candidate.config(given).replace(
         run_engine="stacked", run_devices="", run_target_accuracy=goal.accuracy, run_stop_at_target=True
     )
-    return Probe(candidate, config, build(config, dataset=data), folder)
+    return Probe(candidate, config, build(config, dataset=data, federation=held), folder, held)
 
 
 def price(tried: Probe, data: Dataset, progress: Progress) -> None:
@@ -156,7 +177,8 @@ def advance(
         shutil.copy(known.with_name("run") / "metrics.jsonl", folder)
         (folder / "config.toml").write_text(settings.to_toml(tried.plant.config.replace(**often)), encoding="utf-8")
     with contextlib.suppress(_Enough):
-        train.run(tried.config.replace(**often), folder, dataset=data, resume=folder.exists(), progress=stop)
+        now, begun = tried.config.replace(**often), folder.exists()
+        train.run(now, folder, dataset=data, federation=tried.held, resume=begun, progress=stop)
     tried.accuracies = [float(line["accuracy"]) for line in _lines(folder)]
 
 

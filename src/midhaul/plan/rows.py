@@ -12,6 +12,7 @@ from midhaul.data import Dataset, Federation
 from midhaul.errors import ConfigError
 
 _SHARE = 4  # one natural device in so many is put aside
+PART = 0.5  # of what is put aside to choose on, in each draw that confirms
 
 
 def for_choosing(data: Dataset, federation: Federation, config: Config) -> Dataset:
@@ -30,28 +31,34 @@ def for_choosing(data: Dataset, federation: Federation, config: Config) -> Datas
         )
     places = _untested(data, federation)
     held_out = np.zeros(len(places), bool)
-    if _by_publisher(data, config):
+    if by_publisher(data, config):
         held_out = _aside(data, federation, config, places)
     return _of(data, places, held_out)
 
 
-def for_confirming(data: Dataset, federation: Federation, config: Config, draw: int) -> tuple[Config, Dataset] | None:
-    """Gives another draw of rows put aside, half as many, and the config that tests on them.
+def for_confirming(data: Dataset, federation: Federation, config: Config, draw: int) -> tuple[Config, Dataset]:
+    """Gives another draw of rows put aside, half as many, and the config, with a seed of its own, that tests on them.
 
-    They are marked as the publisher's would be. None where that would test in another way than the run does: where
-    each device of a made partition tests on its own rows.
+    They are marked as the publisher's would be, people or rows that no draw before had until all were; or, where each
+    device of a made partition tests on its own rows, or natural ones on shared ones, `data.test` takes half its share.
     """
     places = _untested(data, federation)
-    if _by_publisher(data, config):
-        return config, _of(data, places, _aside(data, federation, config, places, draw, 0.5))
+    again = config.replace(run_seed=int.from_bytes(key(config, draw).words(2).tobytes(), "little") >> 1)
+    if by_publisher(data, config):
+        return again, _of(data, places, _aside(data, federation, config, places, draw, PART))
     natural, shared = config.data.partition == "natural", config.data.test == "shared"
-    if natural == shared:
-        return None
-    if natural and config.data.max_rows:  # the cap of a device that tests on its own rows is on both together
-        most = max(1, round(config.data.max_rows * (1.0 - config.data.test_fraction)))
-        config = config.replace(data_max_rows=most, data_min_rows=min(config.data.min_rows, most))
-    marked = _shares(data, config, places, draw, 0.5, by_device=natural)
-    return config.replace(data_test="held_out"), _of(data, places, marked)
+    kept, part = 1.0 - config.data.test_fraction, 1.0 - PART * config.data.test_fraction
+    unmarked = natural == shared
+    if unmarked:
+        again = again.replace(data_test_fraction=1.0 - part)
+    if not shared:  # what is asked of a device that tests on its own rows is asked of both together
+        least = max(1, int(config.data.min_rows * kept * (1.0 if unmarked else part)))
+        most = max(1, round(config.data.max_rows * kept / (part if unmarked else 1.0))) if config.data.max_rows else 0
+        again = again.replace(data_max_rows=most, data_min_rows=min(least, most) if most else least)
+    if unmarked:
+        return again, _of(data, places, np.zeros(len(places), bool))
+    marked = _shares(data, config, places, draw, PART, by_device=natural)
+    return again.replace(data_test="held_out"), _of(data, places, marked)
 
 
 def _untested(data: Dataset, federation: Federation) -> np.ndarray:
@@ -62,7 +69,8 @@ def _untested(data: Dataset, federation: Federation) -> np.ndarray:
     return np.flatnonzero(kept)
 
 
-def _by_publisher(data: Dataset, config: Config) -> bool:
+def by_publisher(data: Dataset, config: Config) -> bool:
+    """Tells whether the run is tested on the rows that the publisher chose."""
     return bool(data.held_out.any()) and config.data.test in ("auto", "held_out")
 
 
@@ -82,9 +90,9 @@ def _aside(
     """Marks other people where the run's test is of other people, else a share of each device's rows."""
     there = np.unique(data.device[places])
     if config.data.partition == "natural" and not federation.own_test and len(there) > _SHARE:
-        num = max(1, round(part * (len(there) // _SHARE)))
-        taken = there[rng.permutation(_key(config, draw), len(there))[:num]]
-        return np.isin(data.device[places], taken)
+        whole = max(1, len(there) // _SHARE)
+        mixed = there[rng.permutation(key(config), len(there))]
+        return np.isin(data.device[places], turn(mixed, whole, max(1, round(part * whole)), draw))
     return _shares(data, config, places, draw, part, by_device=True)
 
 
@@ -94,12 +102,24 @@ def _shares(
     """Marks a part of the share that is tested, of each natural device's rows or of all."""
     device = data.device[places] if by_device else np.zeros(len(places), np.int64)
     aside = np.zeros(len(places), bool)
-    mixed = rng.permutation(_key(config, draw), len(places))
+    mixed = rng.permutation(key(config), len(places))
     for one in np.unique(device):
         own = mixed[device[mixed] == one]
-        aside[own[: round(part * config.data.test_fraction * len(own))]] = True
+        whole = config.data.test_fraction * len(own)
+        aside[turn(own, round(whole), round(part * whole), draw)] = True
     return aside
 
 
-def _key(config: Config, draw: int) -> rng.Key:
+def turn(mixed: np.ndarray, whole: int, part: int, draw: int) -> np.ndarray:
+    """Gives the rows of a draw: the first `whole` to choose on (draw 0), then `part` a draw until all had theirs.
+
+    >>> [turn(np.arange(7), 2, 2, draw).tolist() for draw in (0, 1, 2, 3)]
+    [[0, 1], [2, 3], [4, 5], [6, 0]]
+    """
+    places = np.arange(whole) if draw == 0 else whole + (draw - 1) * part + np.arange(part)
+    return mixed[places % max(len(mixed), 1)]
+
+
+def key(config: Config, draw: int = 0) -> rng.Key:
+    """Gives the stream that rows of a draw are put aside by."""
     return rng.key(config.run.seed, draw, rng.SERVER, rng.Use.CHOICE)

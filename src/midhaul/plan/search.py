@@ -4,6 +4,9 @@ Each stage halves its field again and again: all candidates are simulated for a 
 as many, and so on (K. Jamieson and A. Talwalkar, "Non-stochastic best arm identification and hyperparameter
 optimization", AISTATS 2016, algorithm 1, successive halving; from memory). What is left was simulated until it was as
 accurate as wanted, or for all rounds that the run may have: only what fell out early is judged by its curve.
+
+Last, the best is confirmed on other draws of rows and devices. What it came to there takes the place of what was
+expected of it; if another candidate is then better, that one is confirmed, and so on, a few times at most.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from midhaul.errors import ConfigError, MidhaulError
 from midhaul.goals import COSTS, Goal
 from midhaul.offers import Offers, of_fleet
 from midhaul.plan.candidates import Candidate, changes, first
-from midhaul.plan.confirm import Confirmed, confirm
+from midhaul.plan.confirm import confirm
+from midhaul.plan.expected import Confirmed
 from midhaul.plan.mixes import for_others, mix, recipes
 from midhaul.plan.probe import Forecast, Probe, Refused, advance, price, probe
 from midhaul.plan.rows import for_choosing
@@ -30,6 +34,7 @@ from midhaul.server import Progress
 
 _FINALISTS = 2  # schemes whose settings are varied
 _LEAST = 4  # rounds of the first rung: a curve through fewer says nothing
+_CONFIRMED = 5  # candidates that are tried on other rows, at most
 _SPARE = 1.5  # a run may take so many times the rounds that were expected, if the limits allow it
 Rank = tuple[float, float, float]
 
@@ -48,7 +53,16 @@ class Plan:
     tried: tuple[tuple[Probe, Forecast], ...]
     refused: tuple[Refused, ...]
     config: Config
-    confirmed: Confirmed | None = None  # the chosen one on rows that it wasn't chosen on
+
+    @property
+    def confirmed(self) -> Confirmed | None:
+        """What the chosen one came to on rows that it wasn't chosen on; None where it wasn't tried on others."""
+        return self.chosen[1].confirmed
+
+    @property
+    def fell(self) -> tuple[tuple[Probe, Forecast], ...]:
+        """Those that were better than the chosen one until they were tried on other rows, or not worse there."""
+        return tuple(one for one in self.tried[1:] if one[1].confirmed is not None)
 
     @property
     def chosen(self) -> tuple[Probe, Forecast]:
@@ -79,7 +93,7 @@ def rank(forecast: Forecast, goal: Goal) -> Rank:
     target and cost too much, by how much; then those that don't reach it, by how far they stay behind."""
     excess, _ = goal.excess(forecast.costs)
     if forecast.rounds is None:
-        return 2.0, goal.accuracy - forecast.accuracy, forecast.costs[goal.least]
+        return 2.0, goal.accuracy - forecast.sure, forecast.costs[goal.least]
     return (1.0 if excess else 0.0), excess, forecast.costs[goal.least]
 
 
@@ -97,7 +111,8 @@ def plan(
 
     A run may take `most` rounds, or as many as the config says. Candidates are chosen by rows put aside from what the
     devices train on (`plan.rows`): the test rows are left for the run. Costs are those of the config's own devices.
-    The chosen one is simulated again on so many other `draws` of such rows (`plan.confirm`).
+    The best one is simulated again on so many other `draws` of such rows, and the next where it isn't the best there
+    (`plan.confirm`).
     Raises: MidhaulError in one sentence, if nothing can be tried.
     """
     given = given.replace(run_rounds=most or given.run.rounds)
@@ -108,7 +123,8 @@ def plan(
         for finalist in search.best(_FINALISTS):
             search.stage([*_changed(finalist), *search.mixed(finalist)], beside=[finalist])
         search.stage(search.together())
-        return search.confirmed(search.plan(), draws)
+        search.confirm(draws)
+        return search.plan()
 
 
 def _changed(tried: Probe) -> list[Candidate]:
@@ -144,6 +160,7 @@ class _Search:
         self.tried: list[Probe] = []
         self.refused: list[Refused] = []
         self.aside: Dataset | None = None
+        self.confirmed: dict[int, Forecast] = {}  # by the number of the candidate
         self.offers: dict[tuple[int, bool], Offers] = {}  # of devices' options, by the number of the candidate's plant
 
     def stage(self, candidates: Sequence[Candidate], beside: Sequence[Probe] = ()) -> None:
@@ -172,9 +189,9 @@ class _Search:
             if self.aside is None:
                 self._put_aside(found.plant)
                 found = self._probe(candidate)
-            if candidate.mix is not None:
-                assert self.aside is not None
-                found.aside = for_others(candidate.mix, found.config, self.aside)
+            assert self.aside is not None
+            num = len(found.plant.federation.train)
+            found.aside = for_others(candidate.mix, found.plant.config, num, self.aside)
             self.tell(f"trying {candidate.name}")
             price(found, self.data, self.progress)
         except MidhaulError as error:
@@ -186,14 +203,15 @@ class _Search:
         folder = self.folder / str(len(self.tried) + len(self.refused))
         return probe(candidate, self.given, self.aim, self.data, folder)
 
-    def _refuse(self, candidate: Candidate, error: MidhaulError) -> None:
-        self.tell(f"{candidate.name}: {error}")
-        self.refused.append(Refused(candidate, str(error)))
+    def _refuse(self, candidate: Candidate, error: MidhaulError, where: str = "") -> None:
+        self.tell(f"{candidate.name}: {where}{error}")
+        self.refused.append(Refused(candidate, f"{where}{error}"))
 
     def _put_aside(self, plant: Built) -> None:
         """Puts rows aside to choose on, and aims higher than the goal by their accuracy's standard error."""
         aside = for_choosing(self.data, plant.federation, plant.config)
-        tested = build(plant.config, dataset=aside).federation.test
+        fewer = dict(for_others(None, plant.config, len(plant.federation.train), aside))
+        tested = build(plant.config.replace(**fewer), dataset=aside).federation.test
         self.num_aside = sum(len(rows) for rows in tested)
         wanted = self.goal.accuracy
         error = math.sqrt(wanted * (1.0 - wanted) / max(self.num_aside, 1))
@@ -242,29 +260,45 @@ class _Search:
 
     def plan(self) -> Plan:
         """Gives what was found."""
-        tried = [(one, one.forecast(self.aim, self.most)) for one in self._sorted(self.tried)]
-        best, forecast = tried[0]
-        config = self._config(best, forecast)
+        tried = [(one, self._forecast(one)) for one in self._sorted(self.tried)]
+        # What was to be tried on other rows and wasn't, since enough were, isn't better than what was.
+        tried.sort(key=lambda one: one[1].confirmed is None and bool(self.confirmed))
+        config = self._config(*tried[0])
         return Plan(self.goal, self.aim, self.num_aside, self.most, tuple(tried), tuple(self.refused), config)
 
-    def confirmed(self, found: Plan, draws: int) -> Plan:
-        """Gives the plan with what its choice comes to on other rows; as it is where that can't be told."""
-        best, forecast = found.chosen
-        if not draws:
-            return found
-        self.tell(f"simulating {best.candidate.name} again on other rows")
-        try:
-            told = confirm(best, forecast, self.most, draws, self.data, self.folder / "confirm", self.progress)
-        except MidhaulError as error:
-            self.tell(f"{best.candidate.name} on other rows: {error}")
-            return found
-        return replace(found, confirmed=told)
+    def confirm(self, draws: int) -> None:
+        """Tries the best candidate on other rows, until the one that is the best then was: a few at most."""
+        for _ in range(_CONFIRMED if draws else 0):
+            best = self._sorted(self.tried)[0]
+            if id(best) in self.confirmed:
+                return
+            expected = best.forecast(self.aim, self.most).rounds
+            rounds = self.most if expected is None else self._spare(expected)
+            self.tell(f"simulating {best.candidate.name} again on other rows")
+            folder = self.folder / f"confirm{len(self.confirmed)}"
+            try:
+                found = confirm(best, self.goal.accuracy, rounds, draws, self.data, folder, self.progress)
+            except MidhaulError as error:
+                if len(self.tried) == 1:
+                    self.tell(f"{best.candidate.name} on other rows: {error}")
+                    return
+                self.tried.remove(best)
+                self._refuse(best.candidate, error, "on other rows: ")
+            else:
+                self.confirmed[id(best)] = best.confirmed(self.goal, found)
+
+    def _forecast(self, one: Probe) -> Forecast:
+        return self.confirmed.get(id(one)) or one.forecast(self.aim, self.most)
+
+    def _spare(self, rounds: int) -> int:
+        """Gives rounds with some to spare, as many as a run may have."""
+        return min(self.most, max(rounds + 1, round(_SPARE * rounds)))
 
     def _config(self, best: Probe, forecast: Forecast) -> Config:
         """Gives the config to run: with rounds to spare, as many as the limits allow."""
         rounds = self.most
         if forecast.rounds is not None:
-            rounds = min(self.most, max(forecast.rounds + 1, round(_SPARE * forecast.rounds)))
+            rounds = self._spare(forecast.rounds)
             keeps = not self.goal.excess(forecast.costs)[0]
             while keeps and rounds > forecast.rounds and self.goal.excess(best.costs(rounds))[0]:
                 rounds -= 1
@@ -281,7 +315,7 @@ class _Search:
         )
 
     def _sorted(self, field: Sequence[Probe]) -> list[Probe]:
-        return sorted(field, key=lambda one: rank(one.forecast(self.aim, self.most), self.aim))
+        return sorted(field, key=lambda one: rank(self._forecast(one), self.goal))
 
     def _advanced(self, one: Probe, rounds: int) -> bool:
         """Goes on with a candidate until a round, if it isn't there; gives False for one that fails on its way."""

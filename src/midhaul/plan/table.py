@@ -7,6 +7,7 @@ from typing import Any
 
 from midhaul import config as settings
 from midhaul.goals import COSTS, SAID, shown
+from midhaul.plan.expected import Confirmed
 from midhaul.plan.probe import Forecast, Probe
 from midhaul.plan.search import Plan
 from midhaul.units import format_bytes, format_joules, format_seconds
@@ -15,10 +16,11 @@ COLUMNS = ("", "joules", "sim. time", "up", "down", "SRAM", "rounds", "accuracy 
 
 
 def rows(plan: Plan) -> list[tuple[str, ...]]:
-    """Gives a row a candidate: the chosen one marked >, those that none beats in every cost marked *."""
+    """Gives a row a candidate: the chosen one marked >, those that none beats in every cost marked *, and those that
+    were tried on other rows, and aren't chosen, marked x."""
     return [
         (
-            ">" if place == 0 else "*" if plan.is_pareto(place) else " ",
+            _mark(plan, place),
             format_joules(forecast.costs["joules"]),
             format_seconds(forecast.costs["seconds"]),
             format_bytes(forecast.costs["uplink_bytes"]),
@@ -39,9 +41,10 @@ def sentences(plan: Plan) -> list[str]:
     lines = []
     if forecast.rounds is None:
         excess, cost = plan.goal.excess(forecast.costs)
-        more = f", and {shown(cost, forecast.costs[cost])} of {cost}" if excess else ""
+        more = f", and {shown(cost, forecast.costs[cost])} {SAID[cost]}" if excess else ""
+        surely = "surely " if forecast.confirmed and forecast.accuracy >= plan.goal.accuracy else ""
         lines.append(
-            f"Nothing reaches {plan.goal} in {plan.most} rounds; {best.candidate.name} comes nearest, with "
+            f"Nothing {surely}reaches {plan.goal} in {plan.most} rounds; {best.candidate.name} comes nearest, with "
             f"{100.0 * forecast.accuracy:.1f} %{more}. Allow more --rounds, a larger tiny.model, or a lower target."
         )
     elif not plan.meets:
@@ -49,8 +52,8 @@ def sentences(plan: Plan) -> list[str]:
         limit = next(limit.most for limit in plan.goal.limits if limit.cost == cost)
         lines.append(
             f"Nothing reaches {plan.goal}; {best.candidate.name} comes nearest: it {known} to get there in "
-            f"{_count(forecast.rounds)} for {shown(cost, forecast.costs[cost])}, {100.0 * excess:.0f} % over the "
-            f"{shown(cost, limit)} of {cost}."
+            f"{_count(forecast.rounds)} for {shown(cost, forecast.costs[cost])} {SAID[cost]}, "
+            f"{_over(excess, shown(cost, limit))}."
         )
     else:
         lines.append(
@@ -68,15 +71,66 @@ def sentences(plan: Plan) -> list[str]:
         "the target and the standard error of so many rows. The run ends when its own test rows say so."
     )
     if (again := plan.confirmed) is not None:
-        several = f", {100.0 * again.spread:.1f} points of deviation" if len(again.accuracies) > 1 else ""
-        times = "another draw" if len(again.accuracies) == 1 else f"{len(again.accuracies)} other draws"
-        lines.append(
-            f"Simulated again on {times} of {again.num_rows:,} rows it came to {100.0 * again.mean:.1f} %{several}, "
-            f"after {_count(again.rounds)}: that is what the run is expected to come to by then."
-        )
-        if forecast.rounds is not None and again.mean < plan.goal.accuracy:
-            lines.append("That is below the target, so it may not be reached; plan for a higher one to be surer.")
+        lines += _confirmed(plan, again)
+    if plan.fell:
+        named = [f"{tried.candidate.name} ({_told(its)})" for tried, its in plan.fell]
+        lines.append(f"Tried there as well, and not chosen: {'; '.join(named)}.")
     return lines
+
+
+def _confirmed(plan: Plan, again: Confirmed) -> list[str]:
+    """Says what the choice came to on other rows, and what the run is to be expected to come to."""
+    low, high = again.interval()
+    num, came = len(again.accuracies), f"came to {_deviation(again)} after {_count(again.rounds)}"
+    if again.is_whole:
+        how = f"The run itself, simulated on {again.num_rows:,} rows that it doesn't use, {came}"
+    else:
+        times = "another draw" if num == 1 else f"{num} other draws"
+        own = "" if again.others is None else ", with the run's own seed and devices,"
+        how = f"Simulated again on {times} of {again.num_rows:,} rows{own} it {came}"
+    lone = ", if all runs are alike, which one draw can't tell" if num == 1 and not again.is_whole else ""
+    told = [
+        f"{how}: nine runs of ten are expected to be between {100.0 * low:.1f} and {100.0 * high:.1f} % by then on "
+        f"their own {again.num_tested:,} test rows{lone}."
+    ]
+    if (others := again.others) is not None:
+        several = len(others.accuracies)
+        runs = "A run of another seed" if several == 1 else f"{several} runs of other seeds"
+        told.append(f"{runs}, with other devices and weights, came to {_deviation(others).removesuffix(',')}.")
+    if again.sure < plan.goal.accuracy:
+        told.append(
+            f"That isn't surely the target: less a standard error it is {100.0 * again.sure:.1f} %, so the run, or one "
+            "with other devices, may end without it; plan for a lower one, or for more --rounds, to be surer."
+        )
+    return told
+
+
+def _deviation(found: Confirmed) -> str:
+    several = f", {100.0 * found.spread:.1f} points of deviation," if len(found.accuracies) > 1 else ""
+    return f"{100.0 * found.mean:.1f} %{several}"
+
+
+def _told(forecast: Forecast) -> str:
+    """Says what a candidate that isn't chosen came to on other rows."""
+    again = forecast.confirmed
+    assert again is not None
+    came = f"{100.0 * again.mean:.1f} %, or {100.0 * again.sure:.1f} % less a standard error,"
+    return f"{came} after {_count(again.rounds)}" + ("" if forecast.rounds is None else ", and costs more")
+
+
+def _over(excess: float, limit: str) -> str:
+    """Says how far over a limit something is.
+
+    >>> _over(0.25, "20.0 J"), _over(947.49, "100.0 uJ")
+    ('25 % over the 20.0 J that were given', '948 times the 100.0 uJ that were given')
+    """
+    if excess < 1.0:
+        return f"{100.0 * excess:.2g} % over the {limit} that were given"
+    return (
+        f"{excess + 1.0:,.3g} times the {limit} that were given"
+        if excess < 999
+        else (f"{excess + 1.0:,.0f} times the {limit} that were given")
+    )
 
 
 def _within(plan: Plan) -> str:
@@ -129,7 +183,7 @@ def to_table(plan: Plan) -> dict[str, Any]:
         "least": plan.goal.least,
         "meets": plan.meets,
         "sentences": sentences(plan),
-        "expected": None if plan.confirmed is None else dataclasses.asdict(plan.confirmed),
+        "expected": None if plan.confirmed is None else _expected(plan.confirmed),
         "candidates": [
             {
                 "scheme": tried.candidate.scheme,
@@ -139,6 +193,7 @@ def to_table(plan: Plan) -> dict[str, Any]:
                 "seen": forecast.seen,
                 "accuracy": forecast.accuracy,
                 "accuracies": tried.accuracies,
+                "confirmed": None if forecast.confirmed is None else _expected(forecast.confirmed),
                 **{cost: forecast.costs[cost] for cost in COSTS},
                 "sram_bytes": tried.plant.need.sram_bytes,
                 "pareto": plan.is_pareto(place),
@@ -154,6 +209,17 @@ def to_toml(plan: Plan) -> str:
     """Gives the config to run, with what was expected of it on top."""
     lines = [f"# midhaul plan: {plan.goal}", *(f"# {line}" for line in sentences(plan)), ""]
     return "\n".join(lines) + settings.to_toml(plan.config)
+
+
+def _expected(again: Confirmed) -> dict[str, Any]:
+    found = {"mean": again.mean, "spread": again.spread, "error": again.error, "interval": again.interval()}
+    return {**dataclasses.asdict(again), **found}
+
+
+def _mark(plan: Plan, place: int) -> str:
+    if place == 0:
+        return ">"
+    return "x" if plan.tried[place][1].confirmed else "*" if plan.is_pareto(place) else " "
 
 
 def _count(rounds: int) -> str:
