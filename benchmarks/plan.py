@@ -141,8 +141,9 @@ def head(data: str) -> None:
     _, target, within = WORKS[data]
     print(f"\n{data}: {target} within {within}")
     print(
-        f"{'seed':>4} {'round':>6} {'reached':>7} {'expected %':>10} {'9 of 10':>12} {'run %':>6} {'fell':>4} {'joules':>9} {'ratio':>6} "
-        f"{'seconds':>8} {'bytes':>9} {'ratio':>7} {'on disk':>7} {'SRAM':>9} {'ratio':>6} {'CPU-s':>6}  choice"
+        f"{'seed':>4} {'round':>6} {'reached':>7} {'expected %':>10} {'9 of 10':>12} {'run %':>6} {'fell':>4} "
+        f"{'joules':>9} {'ratio':>6} {'seconds':>8} {'bytes':>9} {'ratio':>7} {'on disk':>7} {'SRAM':>9} {'ratio':>6} "
+        f"{'CPU-s':>6}  choice"
     )
 
 
@@ -154,8 +155,8 @@ def show(row: Outcome) -> None:
     same = "same" if row.on_disk == row.bytes[1] else "other"
     print(
         f"{row.seed:4} {rounds:>6} {row.reached or '-':>7} {100 * row.accuracy[0]:10.1f} "
-        f"{100 * low:5.1f} - {100 * high:4.1f} {100 * row.accuracy[1]:6.1f} {row.fell:4} {format_joules(row.joules[0]):>9} {ratios[0]:6.3f} "
-        f"{ratios[1]:8.3f} "
+        f"{100 * low:5.1f} - {100 * high:4.1f} {100 * row.accuracy[1]:6.1f} {row.fell:4} "
+        f"{format_joules(row.joules[0]):>9} {ratios[0]:6.3f} {ratios[1]:8.3f} "
         f"{format_bytes(row.bytes[0]):>9} {ratios[2]:7.4f} {same:>7} {format_bytes(row.sram[0]):>9} "
         f"{row.sram[1] / row.sram[0]:6.3f} {row.took_s:6.0f}  {row.choice}",
         flush=True,
@@ -207,7 +208,8 @@ def main() -> None:
         "--keep", type=Path, default=None, help="a file of what was measured; what is in it isn't again"
     )
     chosen = parser.parse_args()
-    known, found = kept(chosen.keep), {}
+    known = kept(chosen.keep)
+    found: dict[str, list[Outcome]] = {}
     for data in chosen.data.split(","):
         head(data)
         found[data] = []
