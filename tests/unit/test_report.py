@@ -417,6 +417,26 @@ def test_what_happened_to_devices_on_firmware_is_a_table(tmp_path: Path, page: s
     ]
 
 
+@pytest.mark.usefixtures("no_charts")
+def test_a_line_a_gateway_says_what_its_devices_are(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", "fedavg")
+    assert "Gateways</h2>" not in written([run])
+    counts = {"answers": 1200, "reconnections": 1, "bytes_up": 3 * KIB, "bytes_down": 2 * KIB, "refused": {"late": 2}}
+    row = {"name": "north", "devices": [0, 1], "holds": "2 devices run the C runtime", **counts}
+    edit(run, "summary.json", gateways=[row])
+    shown = written([run]).partition("Gateways</h2>")[2].partition("</table>")[0]
+    line = re.findall("<tr>(.*?)</tr>", shown)[1]
+    told = "fedavg north 2 2 devices run the C runtime 1,200 1 3.0 KiB 2.0 KiB 2 late"
+    assert " ".join(re.sub("<[^>]*>", " ", line).split()) == told
+    for odd in ({"name": "a\nb"}, {"devices": 2}, {"answers": -1}, {"answers": True}, {"refused": {"late": "2"}}):
+        edit(run, "summary.json", gateways=[{**row, **odd}])
+        with pytest.raises(CheckpointError, match="'gateways' aren't as a run writes them"):
+            written([run])
+    edit(run, "summary.json", gateways=7)
+    with pytest.raises(CheckpointError, match="'gateways' aren't"):
+        written([run])
+
+
 def test_each_data_set_has_its_own_best(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / f"{data}-{scheme}", scheme, data=data)

@@ -18,6 +18,7 @@ from midhaul.config import Config
 from midhaul.errors import ConfigError, EngineError
 from midhaul.federation import claims, desk
 from midhaul.federation.desk import Unreachable
+from midhaul.link import update
 from midhaul.message import Op
 from midhaul.plant import Plant
 from midhaul.runtime import channel
@@ -157,10 +158,11 @@ def _own(config: Config, share: Share) -> Config:
     engine = share.engine or ("firmware" if share.devices else "stacked")
     if share.devices and engine != "firmware":
         raise ConfigError(f"--devices is for --engine firmware, and the engine is {engine}; leave out --engine")
-    if engine == "firmware" and (config.link.up != "none" or config.link.down != "none"):
+    up = update.parse(config.link.up, "link.up")
+    if engine == "firmware" and config.fleet.quorum and config.link.error_feedback and up is not None and up.is_biased:
         raise ConfigError(
-            "behind a gateway devices with firmware can't code their updates; leave out link.up and link.down, or "
-            "simulate the devices"
+            "what devices with firmware owe lies on them alone, so a round that is below fleet.quorum can't be "
+            "repeated as it was; set link.error_feedback = false or fleet.quorum = 0, or simulate the devices"
         )
     changes: dict[str, Any] = {"run_engine": engine}
     return config.replace(**changes, **({"run_devices": share.devices} if share.devices else {}))

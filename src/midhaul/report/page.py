@@ -8,7 +8,7 @@ import shlex
 import statistics
 from collections.abc import Callable, Sequence
 
-from midhaul.report import bars, cells, charts, forecasts, maps, markup, pareto, spent
+from midhaul.report import bars, cells, charts, forecasts, gateways, maps, markup, pareto, spent
 from midhaul.report.cells import CellMap
 from midhaul.report.groups import Group, Row, Study, differing
 from midhaul.report.looks import GATE_STYLES, KIND_COLOURS, KIND_HATCHES, Style, styles
@@ -59,6 +59,7 @@ def _study(study: Study, name: str, with_heading: bool) -> str:
     if not several:
         parts.append(_arena(study.groups[0].runs[0], name))
     parts.append(_happened(study, looks))
+    parts.append(_gateways(study, looks))
     return "\n".join(parts)
 
 
@@ -363,6 +364,18 @@ def _answers(cascade: Cascade, name: str) -> str:
         f'<p class="lead">{_e(told)}</p>{table}<p class="note">{_e(note)}</p>{legend}'
         f'<div class="grid">{"".join(figures)}</div>'
     )
+
+
+def _gateways(study: Study, looks: dict[str, Style]) -> str:
+    """Gives a line a gateway, where devices lay behind any."""
+    behind = [(group, gateway) for group in study.groups for run in group.runs for gateway in run.gateways]
+    lines = [[markup.label(group.label, looks), *gateways.cells(gateway)] for group, gateway in behind]
+    note = (
+        "Bytes are payloads between a gateway and the server's last process; what the devices' own radios carried is "
+        "above."
+    )
+    table = markup.table(("scheme", *gateways.HEADS), lines, (0, 1, 3, 8))
+    return f'<h2>Gateways</h2>{table}<p class="note">{note}</p>' if lines else ""
 
 
 def _happened(study: Study, looks: dict[str, Style]) -> str:

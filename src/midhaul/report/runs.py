@@ -12,8 +12,9 @@ from midhaul import config
 from midhaul.errors import CheckpointError
 from midhaul.goals import COSTS, Limit, read_limits
 from midhaul.message import Kind
-from midhaul.report import cells, replans, spent
+from midhaul.report import cells, gateways, replans, spent
 from midhaul.report.cells import CellMap
+from midhaul.report.gateways import Gateway
 from midhaul.report.replans import Replanned
 from midhaul.report.spent import Spent, Target
 
@@ -184,6 +185,7 @@ class Run:
     workers: tuple[int, int, int] | None = None  # of a cluster: workers, machines, chunks that were done again
     limits: tuple[Limit, ...] = ()  # that the run was to keep
     replans: tuple[Replanned, ...] | None = None  # None where nobody looked whether it keeps them
+    gateways: tuple[Gateway, ...] = ()  # none of a run on one machine
 
 
 def read_run(path: Path) -> Run:
@@ -241,6 +243,7 @@ def read_run(path: Path) -> Run:
         simulated_seconds=summary.real("simulated_seconds") if "simulated_seconds" in summary.table else None,
         limits=read_limits(str(settings.get("run.within", "")), "run.within"),
         replans=_replans(summary),
+        gateways=gateways.read(summary.table.get("gateways"), summary.where),
         workers=_workers(summary.inner("cluster")) if summary.table.get("cluster") is not None else None,
     )
     last = run.rounds[-1]

@@ -33,6 +33,14 @@ class About:
     stats: Rows
 
 
+def holds(engine: Engine) -> str:
+    """Says what an engine's devices are, as a sentence."""
+    if isinstance(engine, Firmware):
+        return engine.about[:MAX_TEXT]
+    num = len({*engine.devices, *engine.test_devices})
+    return f"{num} simulated device{'' if num == 1 else 's'}"
+
+
 def of(engine: Engine) -> bytes:
     """Gives what an engine has to tell, as bytes."""
     kernels: dict[str, str] = {}

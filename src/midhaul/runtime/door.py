@@ -218,12 +218,13 @@ class Door:
     def _replace(self, said: Hello, devices: frozenset[int], connection: Connection) -> Peer:
         """Takes in a process that holds nothing yet, in place of those that held its devices; what these were asked is
         to be asked again."""
-        peer = Peer(said.name, devices, said.incarnation, connection)
+        peer = Peer(said.name, devices, said.incarnation, said.holds, connection)
         for name, old in list(self.peers.items()):
             if old.devices & devices or name == said.name:
                 del self.peers[name]
                 if old.name == said.name and old.devices == devices:  # it started again
                     old.incarnation, old.connection, old.is_gone, old.knows = said.incarnation, connection, False, False
+                    old.holds = said.holds
                     peer = old
                 if old.turn is not None and not old.turn.is_answered:
                     old.turn.is_answered = True

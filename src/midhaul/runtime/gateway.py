@@ -83,6 +83,7 @@ class Gateway:
         self._token, self._credentials, self._options = token, credentials, options
         self._settings = channel.options(keepalive_s)
         self._incarnation = secrets.token_hex(8)
+        self._holds = about.holds(engine)
         self._rows = hello.rows_of(engine.population, self.devices)  # as they are before any drift
         self._run, self._last = 0, Envelope(_DONE, 0, 0, 0, b"")
         self._kept = _Memory()
@@ -163,7 +164,7 @@ class Gateway:
             if envelope.sign == Sign.GOODBYE:
                 return True
             if envelope.sign == Sign.CHALLENGE:
-                said = Hello(self.name, self._incarnation, self.models.digest, self._rows)
+                said = Hello(self.name, self._incarnation, self.models.digest, self._rows, holds=self._holds)
                 out.put(Envelope(Sign.HELLO, 0, 0, 0, said.pack(self._token, bytes(envelope.payload))))
             elif envelope.sign == Sign.WELCOME:
                 self._welcome(envelope)

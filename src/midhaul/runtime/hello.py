@@ -25,6 +25,7 @@ from midhaul.runtime.envelope import Refusal, Refused
 NONCE_BYTES = 32
 MAX_BYTES = 1 << 24  # of a HELLO
 MAX_NAME = 64
+MAX_HOLDS = 400
 Rows = tuple[int, int, int, int]
 _PROOF_BYTES = hashlib.sha256().digest_size
 
@@ -32,13 +33,14 @@ _PROOF_BYTES = hashlib.sha256().digest_size
 @dataclass(frozen=True)
 class Hello:
     """Who a gateway is. `incarnation` is drawn anew by each process; `rows` is what `rows_of` gives; `model` is
-    `parcel.Models.digest`."""
+    `parcel.Models.digest`; `holds` says what its devices are, for a person."""
 
     name: str
     incarnation: str
     model: str
     rows: dict[int, Rows]
     version: str = __version__
+    holds: str = ""
 
     def pack(self, token: str, nonce: bytes) -> bytes:
         """Gives the HELLO's bytes in answer to a challenge."""
@@ -47,6 +49,7 @@ class Hello:
             "incarnation": self.incarnation,
             "model": self.model,
             "version": self.version,
+            "holds": self.holds,
             "rows": [[device, *counts] for device, counts in self.rows.items()],
         }
         body = json.dumps(table).encode()
@@ -103,4 +106,6 @@ def _checked(table: Any) -> Hello:
         if device in rows or any(type(number) is not int or number < 0 for number in entry):
             raise ValueError
         rows[device] = (train, test, adapt, digest)
-    return Hello(name, texts[1], texts[2], rows, texts[3])
+    if not isinstance(holds := table["holds"], str) or not holds.isprintable() or len(holds) > MAX_HOLDS:
+        raise ValueError
+    return Hello(name, texts[1], texts[2], rows, texts[3], holds)

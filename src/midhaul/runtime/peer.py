@@ -69,6 +69,7 @@ class Peer:
     name: str
     devices: frozenset[int]
     incarnation: str
+    holds: str  # what its devices are, as a sentence
     connection: Connection | None = None
     turn: Turn | None = None
     seq: int = 0
@@ -122,6 +123,7 @@ class Peer:
         return {
             "name": self.name,
             "devices": sorted(self.devices),
+            "holds": self.holds,
             "address": self.connection.address if self.connection is not None else "",
             "is_connected": self.connection is not None,
             "is_busy": self.is_busy,
