@@ -1,7 +1,7 @@
 """From a torch module to a net: the layers that a device runs, in evaluation form.
 
-The module is read by torch.export, so calls of functions are seen as well as layers. Shapes: values have no batch axis
-and three others; a vector [C] is [C, 1, 1], a signal [C, L] is [C, 1, L].
+The module is read as calls of operators (exported.py), so functions are seen as well as layers. Shapes: values have no
+batch axis and three others; a vector [C] is [C, 1, 1], a signal [C, L] is [C, 1, L].
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -22,7 +21,7 @@ import torch
 from torch import fx, nn
 
 from midhaul.errors import ModelError
-from midhaul.models import trace
+from midhaul.models import exported, trace
 from midhaul.models.adapters import LoRAConv1x1, LoRALinear
 from midhaul.models.norm import FedBatchNorm
 from midhaul.net import Array, Kind, Layer, Net, Shape, Value
@@ -207,24 +206,13 @@ class _Reader:
                 owner = trace.put(owner, name, _plain_norm(layer).eval())
         example = trace.example(owner, self.input_shape, _ROWS)
         try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")
-                program = torch.export.export(owner, (example,))
-                if any(_works_in_place(node) for node in program.graph.nodes):
-                    program = program.run_decompositions({})  # gives each value a node of its own
+            graph, self.names, self.outputs = exported.read(owner, example)
         except Exception as error:  # a user's own forward may raise anything
             raise ModelError(
                 f"the forward pass of {type(self.module).__name__} can't be exported ({_one_line(error)}); "
                 "write it as an nn.Sequential, or without branches that depend on the input"
             ) from None
-        signature = program.graph_signature
-        self.names = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
-        }
-        self.outputs = tuple(signature.user_outputs)  # an input that is changed in place comes back beside them
-        return cast(fx.Graph, program.graph)
+        return graph
 
     def _call(self, node: fx.Node) -> None:
         op = _op(node)
@@ -674,11 +662,6 @@ def _op(node: fx.Node) -> str:
     """Gives the name of a call: `conv2d` for aten.conv2d.default, in place or not."""
     name = getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
     return str(name).split(".")[0].removesuffix("_") if not str(name).startswith("__") else str(name)
-
-
-def _works_in_place(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
 
 
 def _given(node: fx.Node) -> dict[str, Any]:
