@@ -171,6 +171,7 @@ def _add_config(command: argparse.ArgumentParser, *, engine: bool = True) -> Non
         "--set", action="append", default=[], metavar="A.B=C", help="override one key; may be repeated"
     )
     command.add_argument("--out", type=Path, default=None, help="the output folder")
+    command.add_argument("--tensorboard", action="store_true", help="write for TensorBoard, too: run.tensorboard")
     if not engine:
         return
     command.add_argument("--engine", default="", help="the engine, for run.engine: loop, stacked, cluster, firmware")

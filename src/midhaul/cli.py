@@ -483,6 +483,7 @@ def _config(chosen: argparse.Namespace) -> Config:
     named = ("engine", "devices", "memory", "workers", "address")
     options = {name: getattr(chosen, name, "") for name in named}  # a plan has none of them
     given = [f"run.{name}={json.dumps(value)}" for name, value in options.items() if value not in ("", None)]
+    given += ["run.tensorboard=true"] if getattr(chosen, "tensorboard", False) else []
     settings = config.from_table(config.override(table, given), where=str(chosen.config))
     if options["devices"] and settings.run.engine != "firmware":
         raise ConfigError(f"--devices is for --engine firmware, and the engine is {settings.run.engine}; add --engine")

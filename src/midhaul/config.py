@@ -521,6 +521,9 @@ class RunConfig:
     )
     evaluate_every: int = option(1, "rounds between evaluations; the last round is always evaluated", low=1)
     checkpoint_every: int = option(1, "rounds between checkpoints", low=1)
+    tensorboard: bool = option(
+        False, "write the figures of each round for TensorBoard, too, to `tensorboard` in the run's folder (extra)"
+    )
     workers: int = option(
         0,
         "engine cluster: workers, each with run.threads cores of some machine; 0: as many as there is room for",

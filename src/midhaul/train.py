@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -41,6 +42,8 @@ from midhaul.runtime.over_link import OverLink
 from midhaul.runtime.participation import Participation
 from midhaul.runtime.spending import Spending, batteries
 from midhaul.runtime.stream import Gateways
+from midhaul.scalars import Scalars, keep
+from midhaul.scalars import check as check_scalars
 from midhaul.sentences import Sentence
 from midhaul.server import Progress, Server
 from midhaul.tree import Tree
@@ -48,6 +51,7 @@ from midhaul.units import format_joules, format_seconds
 
 Tell = Callable[[str], None]
 Summary = dict[str, Any]
+_EVENTS = "tensorboard"  # the folder of its files
 _FLIGHT, _CHOICE = "flight/", "choice/"
 _HALVES = (1 << 24) - 1  # of the streams of dropout; those of trainings on the server are below it
 _FIGURES = (
@@ -92,6 +96,8 @@ def run(
     if config.run.stop_at_target and not config.run.target_accuracy:
         raise ConfigError("run.stop_at_target has no target to stop at; set run.target_accuracy, for example 0.9")
     replan.check(config)
+    if config.run.tensorboard:
+        check_scalars()
     is_new = out is not None and not out.exists()
     if out is not None:
         _open_folder(out, resume)
@@ -118,8 +124,8 @@ def run(
     try:
         if isinstance(plant.engine, Gateways):
             _await(plant.engine, tell)
-        with hardware.at_work(plant.hardware):
-            return _Run(plant, out, tell, progress).go(resume)
+        with hardware.at_work(plant.hardware), contextlib.closing(_Run(plant, out, tell, progress)) as under_way:
+            return under_way.go(resume)
     except BaseException:
         if isinstance(plant.engine, Gateways):
             plant.engine.close(says_goodbye=False)  # they look for the server that goes on with --resume
@@ -191,14 +197,24 @@ class _Run:
         self.target: Summary = {"accuracy": config.run.target_accuracy} | dict.fromkeys(_TARGET)
         self.start: Summary = {}  # the accuracies before the first round, where the scheme tests its large model
         self.again = Replan(plant) if config.run.replan_every else None
+        self.scalars: Scalars | None = None
+        self.scalars_bytes: dict[str, int] = {}  # of what was written before the run was resumed, if it isn't any more
         self.firmware = plant.engine if isinstance(plant.engine, Firmware) else None
         if self.firmware is not None:
             self.firmware.tell = tell
+
+    def close(self) -> None:
+        if self.scalars is not None:
+            self.scalars.close()
 
     def go(self, resume: bool) -> Result:
         config, scheme = self.plant.config, self.plant.scheme
         began = time.perf_counter()
         found = self._resume() if resume else None
+        if self.out is not None and found is None:
+            keep(self.out / _EVENTS, {})
+        if self.out is not None and config.run.tensorboard:
+            self.scalars = Scalars(self.out / _EVENTS)
         self._tell_start(found.round if found is not None else 0)
         if found is None:
             self._write("config.toml", settings.to_toml(config).encode())
@@ -210,7 +226,7 @@ class _Run:
             self.plant = settle(self.plant, server)
             if scheme.evaluate_large is not None:
                 self.start = _accuracies(self._evaluate(server, 0))
-                self._line(0, self.scores, {})
+                self._line(0, self.scores, {}, None)
             self.wall_s += time.perf_counter() - began
             if self.again is not None:
                 self.again.begin(self.ledger)
@@ -240,7 +256,7 @@ class _Run:
             self._reach(number, scores)
             self._plan_again(number, scores)
             self.done, last = number, last or self._is_enough()
-            self._tell_round(self._line(number, scores, metrics), took_s, self.ledger.absent - absent)
+            self._tell_round(self._line(number, scores, metrics, took_s), took_s, self.ledger.absent - absent)
             if number == done + 1:
                 self._tell_kernels()
             if last or number % config.run.checkpoint_every == 0:
@@ -368,9 +384,10 @@ class _Run:
             self.target = dict(scalars["target"])
             self.kernels = dict(scalars.get("kernels", {}))
             size = int(scalars["metrics_bytes"])
+            self.scalars_bytes = {str(name): int(most) for name, most in scalars.get("scalars_bytes", {}).items()}
             if self.firmware is not None:
                 self.firmware.events = [dict(event) for event in scalars["device_events"]]
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise CheckpointError("the checkpoint lacks a part that this version needs; start the run anew") from None
         if self.again is not None:
             self.again.restore(scalars.get("again", {}))
@@ -393,6 +410,8 @@ class _Run:
         if len(kept_lines) != size:
             raise CheckpointError(f"{metrics} is shorter than the checkpoint knows it; start the run anew")
         checkpoint.write(metrics, kept_lines)
+        if not keep(self.out / _EVENTS, self.scalars_bytes):
+            self.tell(f"{self.out / _EVENTS} lacks rounds that were written there; TensorBoard won't show them")
         self.tell(f"resuming after round {found.round}")
         return found
 
@@ -409,6 +428,7 @@ class _Run:
             "target": self.target,
             "kernels": self._kernels(),
             "metrics_bytes": (self.out / "metrics.jsonl").stat().st_size,
+            "scalars_bytes": self.scalars.sizes() if self.scalars is not None else self.scalars_bytes,
         }
         devices = self.plant.engine.dump()
         if self.watch is not None:
@@ -428,8 +448,8 @@ class _Run:
         facts = {"round": number, "seconds": time.perf_counter() - began, "folder": str(self.out / "checkpoint")}
         self.tell(Sentence(f"checkpoint of round {number}", "checkpoint", level="detail", **facts))
 
-    def _line(self, number: int, scores: Summary | None, metrics: dict[str, float]) -> Summary:
-        """Writes the figures of a round to metrics.jsonl; gives them."""
+    def _line(self, number: int, scores: Summary | None, metrics: dict[str, float], took_s: float | None) -> Summary:
+        """Writes the figures of a round to metrics.jsonl, and for TensorBoard; gives them."""
         ledger, config = self.ledger, self.plant.config
         line = {
             "round": number,
@@ -457,6 +477,8 @@ class _Run:
                 raise ConfigError(
                     f"{self.out} can't be written ({error.strerror}); free space or choose another --out"
                 ) from None
+        if self.scalars is not None:
+            self.scalars.write({**line, "seconds": took_s})
         return line
 
     def _tell_start(self, done: int) -> None:
@@ -700,7 +722,7 @@ def _check_same(kept: Config, now: Config) -> None:
 
 def _is_same_run(key: str, old: Any, new: Any) -> bool:
     """Says whether a setting only says where the work is done; these three have the same checkpoints."""
-    return key in ("run.threads", "run.workers", "run.address", "run.device") or (
+    return key in ("run.threads", "run.workers", "run.address", "run.device", "run.tensorboard") or (
         key == "run.engine" and {old, new} <= {"stacked", "cluster", "gateways"}
     )
 

@@ -9,7 +9,7 @@ ROOT = Path(midhaul.__file__).parent
 LAYERS = (
     {"errors"},
     {"tree", "units", "rng", "config", "net", "hub", "sentences"},
-    {"message", "schedule", "hardware", "goals", "logs"},
+    {"message", "schedule", "hardware", "goals", "logs", "scalars"},
     {"data", "models", "devices", "link", "privacy"},
     {"program"},
     {"rules", "directions", "selection", "choices", "curves"},

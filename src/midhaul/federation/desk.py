@@ -7,14 +7,16 @@ Two calls beside the stream, on the same port: `Join` tells a gateway the run's 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import ipaddress
 import json
 import os
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from midhaul import __version__
 from midhaul.errors import ConfigError, EngineError
@@ -36,10 +38,14 @@ class Unreachable(EngineError):
 
 
 class Desk:
-    """The server's side. `joins` and `status` give what is told; `tell` is given a sentence about who was refused."""
+    """The server's side. `joins` and `status` give what is told; `tell` is given a sentence about who was refused.
+
+    It is there for nobody before it is `opened`: who comes earlier comes again.
+    """
 
     def __init__(self, guard: Guard, joins: Answer, status: Answer, tell: Callable[[str], None]) -> None:
         self.guard, self.tell, self.refused = guard, tell, 0
+        self.opened = threading.Event()
         self._answers = {"Join": joins, "Status": status}
 
     def handlers(self) -> Any:
@@ -52,6 +58,8 @@ class Desk:
         grpc = channel.load()
 
         def handle(data: bytes, context: Any) -> bytes:
+            if not self.opened.is_set():
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the server isn't ready yet")
             try:
                 self.guard.check(data, what)
             except PassError as error:
@@ -86,6 +94,9 @@ def ask(address: str, what: str, bearer: Bearer) -> dict[str, Any]:
                 if (why := distrust(address, material)) is not None:
                     raise EngineError(why) from None
                 raise Unreachable(f"there is no server at {address}") from None
+            is_stranger = code == grpc.StatusCode.UNAUTHENTICATED and material is None
+            if is_stranger and read_secret(parse(address)[1]) not in ("", bearer.secret):
+                raise Unreachable(f"the server at {address} is another one than a moment ago") from None
             if code == grpc.StatusCode.UNIMPLEMENTED:
                 raise EngineError(f"what listens at {address} is no `midhaul serve`; check the address") from None
             raise EngineError(f"the server at {address} refused {bearer.name}: {said}") from None
@@ -196,26 +207,53 @@ def secret_path(port: int) -> Path:
 
 @contextlib.contextmanager
 def shared_secret(port: int, secret: str) -> Iterator[None]:
-    """Lets this user's other processes read a loopback's secret for as long as the server is there."""
+    """Lets this user's other processes read a loopback's secret for as long as the server is there.
+
+    The file is locked as long as this process lives, so that what a killed server left behind is known for it.
+    """
     path = secret_path(port)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secret)
+        _sweep(path.parent)
+        new = path.with_suffix(f".{os.getpid()}")
+        new.unlink(missing_ok=True)
+        file = os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.write(secret)
+        file.flush()
+        new.replace(path)
     except OSError as error:
         raise ConfigError(
             f"{path} can't be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
         ) from None
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+    with file:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def read_secret(port: int) -> str:
-    """Gives the secret of the server on this machine's port, empty where there is none."""
+    """Gives the secret of the server on this machine's port, empty where there is none that lives."""
     try:
-        return secret_path(port).read_text()
+        with secret_path(port).open() as file:
+            return file.read() if _is_held(file) else ""
     except OSError:
         return ""
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what servers left that were killed."""
+    for path in folder.glob("*.secret"):
+        with contextlib.suppress(OSError), path.open() as file:
+            if not _is_held(file):
+                path.unlink(missing_ok=True)
+
+
+def _is_held(file: IO[str]) -> bool:
+    """Tells whether the process that wrote a file is still there."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False

@@ -177,6 +177,7 @@ def serve(
             standing.gateways = gateways
             if secret:
                 stack.enter_context(desk.shared_secret(desk.parse(address)[1], secret))
+            standing.desk.opened.set()
             safety = "over TLS" if place.material is not None else "on this machine alone"
             line = f"listening at {address}, {safety}; start `midhaul join {address}` where the devices are"
             told_too(Sentence(line, "listening", address=address, tls=place.material is not None))
