@@ -121,9 +121,20 @@ def parser() -> argparse.ArgumentParser:
     serves.add_argument("--patience", type=float, default=0.0, metavar="S", help="wait for them so long; 0: for ever")
     serves.add_argument("--metrics", default="", metavar="[HOST:]PORT", help="tell Prometheus at /metrics")
     serves.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
+    serves.add_argument(
+        "--flower", action="store_true", help="over Flower: start a SuperLink, and run as its ServerApp"
+    )
+    serves.add_argument(
+        "--flower-port", type=int, default=8000, metavar="N", help="with --flower: the SuperLink's port"
+    )
+    serves.add_argument(
+        "--transport", default="stream", help="with --flower: stream, or messages for Flower's own alone"
+    )
     joins = command("join", "Hold some of a run's devices on this machine, until `midhaul serve` has ended.")
     _add_log(joins)
-    joins.add_argument("address", metavar="ADDRESS", help="where the server listens, HOST:PORT")
+    joins.add_argument(
+        "address", metavar="ADDRESS", help="where the server listens, HOST:PORT; the SuperLink's with --flower"
+    )
     joins.add_argument("--data", default="", metavar="SPEC", help="which devices: har:subjects=1-10 or har:devices=0-4")
     joins.add_argument("--share", default="", metavar="K/N", help="or every N-th device from the K-th on")
     joins.add_argument("--devices", default="", metavar="LIST", help="where they are: qemu:cortex-m4*4,serial:/dev/...")
@@ -134,6 +145,9 @@ def parser() -> argparse.ArgumentParser:
     joins.add_argument("--gives-rows", action="store_true", help="let a scheme read examples of these devices")
     joins.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="a setting of this machine, such as data.options"
+    )
+    joins.add_argument(
+        "--flower", action="store_true", help="over Flower: start a SuperNode; the port is 8000 if not given"
     )
     tells = command("status", "Show how a run that `midhaul serve` does is doing.")
     tells.add_argument("address", metavar="ADDRESS", help="where the server listens, HOST:PORT")

@@ -98,9 +98,16 @@ def _serve(chosen: argparse.Namespace) -> None:
     settings = _config(chosen)
     if chosen.gateways < 0 or chosen.patience < 0.0:
         raise ConfigError("--gateways and --patience are 0 or more")
+    if not 0 < chosen.flower_port < 65536:
+        raise ConfigError(f"--flower-port {chosen.flower_port} is no port; give one from 1 to 65535")
+    if not chosen.flower and (chosen.transport != "stream" or chosen.flower_port != 8000):
+        raise ConfigError("--transport and --flower-port are for --flower; add it, or leave them out")
     from midhaul.federation import metrics, serve
 
     out = chosen.out or Path("runs") / f"{chosen.config.stem}-{settings.scheme.name}-{settings.run.seed}"
+    if chosen.flower:
+        _serve_flower(chosen, settings, out)
+        return
     place = serve.Place.of(chosen.listen, chosen.tls)
     with _progress(chosen) as progress, contextlib.ExitStack() as stack:
 
@@ -122,16 +129,35 @@ def _serve(chosen: argparse.Namespace) -> None:
     _tell_run(chosen, out, result.summary)
 
 
+def _serve_flower(chosen: argparse.Namespace, settings: Config, out: Path) -> None:
+    from midhaul.federation import superlink
+
+    told = superlink.Settings(
+        listen=chosen.listen,
+        port=chosen.flower_port,
+        tls=chosen.tls,
+        transport=chosen.transport,
+        num_gateways=chosen.gateways,
+        patience_s=chosen.patience,
+        metrics=chosen.metrics,
+        resume=chosen.resume,
+    )
+    with _progress(chosen) as progress:
+        summary = superlink.run(settings, out, told, tell=progress.tell, progress=progress)
+    _tell_run(chosen, out, summary)
+
+
 def _join(chosen: argparse.Namespace) -> None:
     if chosen.patience <= 0.0:
         raise ConfigError(f"--patience {chosen.patience:g} is no time to wait; give seconds above 0")
-    from midhaul.federation import join
+    from midhaul.federation import join, supernode
 
+    act = supernode.join if chosen.flower else join.join
     share = join.Share(
         chosen.data, chosen.share, chosen.devices, chosen.engine, tuple(chosen.set), gives_rows=chosen.gives_rows
     )
     with _progress(chosen) as progress:
-        served = join.join(
+        served = act(
             chosen.address,
             share,
             tls=chosen.tls,

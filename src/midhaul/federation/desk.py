@@ -169,15 +169,24 @@ def _unveiled(address: str, plain: socket.socket, context: ssl.SSLContext, host:
         return None
 
 
-def parse(address: str) -> tuple[str, int]:
+def parse(address: str, default: int = DEFAULT_PORT) -> tuple[str, int]:
     """Gives host and port of HOST, HOST:PORT or [IPV6]:PORT. Raises: ConfigError for what is none."""
     host, sign, port = address.rpartition(":")
     if not sign or (host.count(":") and not host.startswith("[")):
-        host, port = address, str(DEFAULT_PORT)
+        host, port = address, str(default)
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdigit() or not int(port) < 65536:
-        raise ConfigError(f"{address!r} is no address; write HOST:PORT, for example 127.0.0.1:{DEFAULT_PORT}")
+        raise ConfigError(f"{address!r} is no address; write HOST:PORT, for example 127.0.0.1:{default}")
     return host, int(port)
+
+
+def listens(host: str, port: int) -> bool:
+    """Tells whether anything listens at a port."""
+    try:
+        socket.create_connection((host, port), timeout=5.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def joined(host: str, port: int) -> str:

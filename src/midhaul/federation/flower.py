@@ -11,6 +11,9 @@ one goes on from midhaul's own checkpoint.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import logging
 import threading
 import time
@@ -24,19 +27,30 @@ from midhaul import config as settings
 from midhaul import train
 from midhaul.config import Config
 from midhaul.errors import ConfigError, DependencyError, EngineError, MidhaulError
-from midhaul.federation import join, messages, serve
+from midhaul.federation import join, messages, metrics, serve
+from midhaul.federation.events import Teller
 from midhaul.federation.join import Rounds, Share
 from midhaul.federation.messages import Content, Messages
-from midhaul.federation.serve import Invitation, Place
+from midhaul.federation.serve import Invitation, Place, Standing
 from midhaul.fleet import Held
 from midhaul.kit import Kit
-from midhaul.plant import Engine
+from midhaul.plant import Engine, Plant
 from midhaul.runtime.firmware import Firmware
+from midhaul.server import Progress
+from midhaul.train import Result, Tell
+
+Options = Mapping[str, Any]
+Here = Callable[[], set[str]]
 
 RECORD = "midhaul"
 POLL_S = 0.5
 LAST_S = 20.0  # for the SuperNodes to say that they are done
+AWAY_S = 20.0  # after which a SuperNode that isn't at the stream is invited again
 PATIENCE_S = 600.0
+OPTIONS: dict[str, Any] = {  # of --run-config, for projects that were written before there was one
+    "transport": "stream", "listen": "127.0.0.1:9470", "tls": "", "out": "", "nodes": 0, "patience": 0.0,
+    "metrics": "", "resume": False, "events": "",
+}  # fmt: skip
 _log = logging.getLogger("flwr")
 
 
@@ -53,12 +67,18 @@ def server_app(config: str) -> Any:
     app = load("flwr.serverapp").ServerApp()
 
     def main(grid: Any, context: Any) -> None:
-        told = settings.from_table(tomllib.loads(config), where="the run's config")
+        options = {**OPTIONS, **context.run_config}
+        told = Teller(str(options["events"]))
         try:
-            _run(grid, told, config, dict(context.run_config))
+            _run(grid, config, options, told)
         except MidhaulError as error:
             _log.error("midhaul: %s", error)
+            told("error", error=str(error))
             raise SystemExit(2) from None
+        except Exception as error:
+            told("error", error=f"the ServerApp failed with {type(error).__name__}: {error}")
+            raise
+        told("done")
 
     app.main()(main)
     return app
@@ -69,11 +89,16 @@ def client_app() -> Any:
     app, flower = load("flwr.clientapp").ClientApp(), load("flwr.app")
 
     def train(message: Any, context: Any) -> Any:
-        said = dict(message.content[RECORD])
+        said, node = dict(message.content[RECORD]), dict(context.node_config)
+        told = Teller(str(node.get("events", "")))
         try:
-            done = _serve(said, _share(context.node_config), f"supernode-{context.node_id}")
+            done = _serve(said, node, f"{node.get('name') or 'supernode'}-{short(context.node_id)}", told)
         except MidhaulError as error:
+            _log.error("midhaul: %s", error)
             done = {"error": str(error)}
+        except Exception as error:
+            told.line(f"the ClientApp failed with {type(error).__name__}: {error}")
+            raise
         return flower.Message(flower.RecordDict({RECORD: flower.ConfigRecord(done)}), reply_to=message)
 
     app.train()(train)
@@ -95,28 +120,36 @@ class GridCourier:
 
     def carry(self, contents: Mapping[int, Content]) -> dict[int, Content]:
         sent = [self.message(node, content) for node, content in contents.items()]
-        return dict(map(read, self.grid.send_and_receive(sent, timeout=self.timeout_s)))
+        return {int(r.metadata.src_node_id): read(r) for r in self.grid.send_and_receive(sent, timeout=self.timeout_s)}
 
 
-def read(reply: Any) -> tuple[int, Content]:
-    """Gives a reply's node, and what it says or why it failed."""
-    node = int(reply.metadata.src_node_id)
+def read(reply: Any) -> Content:
+    """Gives what a reply says, or why it failed."""
     if reply.has_error():
-        return node, {"error": f"Flower says: {reply.error.reason or reply.error.code}"}
-    return node, dict(reply.content[RECORD])
+        return {"error": f"Flower says: {reply.error.reason or reply.error.code}"}
+    return dict(reply.content[RECORD])
+
+
+def short(node: int) -> str:
+    """Gives a SuperNode's number in the few letters that its gateway's name ends with."""
+    return f"{node & 0xFFFFFFFF:08x}"
 
 
 class _Usher(threading.Thread):
-    """Sends each SuperNode that comes the message that starts its ClientApp, and hears how these end."""
+    """Sends each SuperNode that comes the message that starts its ClientApp, and hears how these end.
 
-    def __init__(self, courier: GridCourier, invitation: Invitation, tell: Callable[[str], None]) -> None:
+    A SuperNode that isn't at the stream `AWAY_S` seconds after it was invited is invited again, where it is online:
+    it was started anew, or its ClientApp has failed.
+    """
+
+    def __init__(self, courier: GridCourier, invitation: Invitation, here: Here, tell: Tell) -> None:
         super().__init__(name="usher", daemon=True)
-        self.courier, self.tell = courier, tell
+        self.courier, self.here, self.tell = courier, here, tell
         root = {} if invitation.root is None else {"root": invitation.root}
         told = {"address": invitation.address, "token": invitation.token, "config": invitation.config}
         self.content = {"kind": "session", **told, **root}
         self.sent: dict[int, str] = {}  # the message of each node that hasn't answered
-        self._seen: set[int] = set()
+        self._asked: dict[int, float] = {}  # when each node was last invited, or seen at the stream
         self._over = threading.Event()
 
     def run(self) -> None:
@@ -135,106 +168,177 @@ class _Usher(threading.Thread):
         self.join()
 
     def _invite(self) -> None:
+        there, now = self.here(), time.monotonic()
         for node in self.courier.nodes():
-            if node not in self._seen:
-                self._seen.add(node)
+            if short(node) in there:
+                self._asked[node] = now
+            elif now - self._asked.get(node, -AWAY_S) >= AWAY_S:
+                self._asked[node] = now
                 (self.sent[node],) = self.courier.grid.push_messages([self.courier.message(node, self.content)])
 
     def _hear(self) -> None:
-        for reply in self.courier.grid.pull_messages(list(self.sent.values())) if self.sent else ():
-            node, said = read(reply)
+        asked = {message: node for node, message in self.sent.items()}  # Flower answers itself for a node that is gone
+        for reply in self.courier.grid.pull_messages(list(asked)) if asked else ():
+            if (node := asked.get(reply.metadata.reply_to_message_id)) is None:
+                continue
+            said = read(reply)
             self.sent.pop(node, None)
             self.tell(f"SuperNode {node}: {said.get('error') or said.get('done')!s}")
 
 
-def _run(grid: Any, config: Config, text: str, options: dict[str, Any]) -> None:
-    transport, out = str(options["transport"]), Path(str(options["out"])).absolute()
-    courier, resume, tell = GridCourier(grid, config.fleet.deadline_s), bool(options["resume"]), _log.info
-    num = int(options["nodes"])
-    if transport == "messages":
+def _run(grid: Any, text: str, options: dict[str, Any], told: Teller) -> None:
+    config = settings.from_table(tomllib.loads(text), where="the run's config")
+    out = Path(str(options["out"] or f"runs/{config.scheme.name}-{config.run.seed}")).absolute()
+    courier, transport = GridCourier(grid, config.fleet.deadline_s), str(options["transport"])
 
-        def reach(kit: Kit, simulated: Engine) -> Held:
-            fleet = Messages(kit.groups, simulated.population, courier, text, simulated=simulated, tell=tell)
-            _meet(fleet, courier, num, tell)
-            return fleet
+    def tell(line: str) -> None:
+        _log.info(line)
+        told.line(line)
 
-        result = train.run(
-            config.replace(run_engine="gateways"), out, resume=resume, tell=tell, reach=reach, progress=_progress(tell)
-        )
-    elif transport == "stream":
-        tls = Path(str(options["tls"])) if options["tls"] else None
-        ushers: list[_Usher] = []
+    def progress(label: str, done: int, total: int) -> None:
+        told.progress(label, done, total)
+        if label == "rounds":
+            _log.info("round %s of %s", done, total)
 
-        def opened(invitation: Invitation) -> None:
-            ushers.append(_Usher(courier, invitation, tell))
-            ushers[0].start()
+    ways = {"stream": _by_stream, "messages": _by_messages}
+    if transport not in ways:
+        raise ConfigError(f"transport is {transport!r}; it is stream or messages")
+    result = ways[transport](courier, config, text, out, options, tell, progress)
+    _log.info("accuracy %.4f, model_sha256 %s", result.summary["accuracy"], result.summary["model_sha256"])
+    if not options["events"]:  # else who hears them writes it
+        from midhaul import report
 
-        try:
-            result = serve.serve(
-                config,
-                out,
-                Place.of(str(options["listen"]), tls),
-                resume=resume,
-                num_gateways=num,
-                tell=tell,
-                progress=_progress(tell),
-                opened=opened,
-            )
-        finally:
+        _log.info("report: %s", report.write([out], out / "report.html"))
+
+
+def _by_messages(
+    courier: GridCourier, config: Config, text: str, out: Path, options: Options, tell: Tell, progress: Progress
+) -> Result:
+    fleets: list[Messages] = []
+
+    def reach(kit: Kit, simulated: Engine) -> Held:
+        fleet = Messages(kit.groups, simulated.population, courier, text, simulated=simulated, tell=tell)
+        _meet(fleet, courier, int(options["nodes"]), float(options["patience"]), tell)
+        fleets.append(fleet)
+        return fleet
+
+    gateways, resume = config.replace(run_engine="gateways"), bool(options["resume"])
+    result = train.run(gateways, out, resume=resume, tell=tell, reach=reach, progress=progress)
+    for fleet in fleets:
+        courier.timeout_s = LAST_S
+        fleet.dismiss()
+    return result
+
+
+def _by_stream(
+    courier: GridCourier, config: Config, text: str, out: Path, options: Options, tell: Tell, progress: Progress
+) -> Result:
+    tls = Path(str(options["tls"])) if options["tls"] else None
+    standings: list[Standing] = []
+    ushers: list[_Usher] = []
+
+    def here() -> set[str]:
+        peers = () if standings[0].gateways is None else list(standings[0].gateways.peers.values())
+        return {peer.name.rpartition("-")[2] for peer in peers if peer.connection is not None}
+
+    def opened(invitation: Invitation) -> None:
+        ushers.append(_Usher(courier, invitation, here, tell))
+        ushers[0].start()
+
+    with contextlib.ExitStack() as stack:
+
+        def dismissed() -> None:
             for usher in ushers:
                 usher.end()
-    else:
-        raise ConfigError(f"transport is {transport!r}; it is stream or messages")
-    from midhaul import report
 
-    page = report.write([out], out / "report.html")
-    tell("accuracy %.4f, model_sha256 %s", result.summary["accuracy"], result.summary["model_sha256"])
-    tell(f"report: {page}")
+        stack.callback(dismissed)
+
+        def watched(standing: Standing) -> None:
+            standings.append(standing)
+            if options["metrics"]:
+                stack.callback(metrics.start(str(options["metrics"]), standing.to_table))
+
+        return serve.serve(
+            config,
+            out,
+            Place.of(str(options["listen"]), tls),
+            resume=bool(options["resume"]),
+            num_gateways=int(options["nodes"]),
+            patience_s=float(options["patience"]),
+            tell=tell,
+            progress=progress,
+            watched=watched,
+            opened=opened,
+            joins="SuperNodes are invited to it",
+        )
 
 
-def _meet(fleet: Messages, courier: GridCourier, num: int, tell: Callable[[str], None]) -> None:
+def _meet(fleet: Messages, courier: GridCourier, num: int, patience_s: float, tell: Tell) -> None:
     """Waits for the SuperNodes that hold the run's devices. Raises: EngineError at the end of its patience."""
-    end, known = time.monotonic() + PATIENCE_S, 0
+    end, known = time.monotonic() + (patience_s or float("inf")), set[int]()
     while fleet.missing() and not 0 < num <= len({*fleet.holder.values()}):
-        if len(nodes := courier.nodes()) > known:
-            known = len(nodes)
+        if new := {*courier.nodes()} - known:
+            known |= new
             fleet.meet()
             tell(f"{len({*fleet.holder.values()})} SuperNodes; nobody holds {len(fleet.missing())} devices")
         elif time.monotonic() > end:
             raise EngineError(
-                f"after {PATIENCE_S:g} s no SuperNode holds device {fleet.missing()[0]}; start those that do"
+                f"after {patience_s:g} s no SuperNode holds device {fleet.missing()[0]}; start those that do"
             )
-        time.sleep(POLL_S)
+        else:
+            time.sleep(POLL_S)
 
 
-def _serve(said: dict[str, Any], share: Share, name: str) -> dict[str, Any]:
+def _serve(said: dict[str, Any], node: Mapping[str, Any], name: str, told: Teller) -> dict[str, Any]:
     """Does what a message asks of a SuperNode. Raises: MidhaulError."""
-    built = join.build(str(said["config"]), share)
+    began, is_session, counts = time.monotonic(), said["kind"] == "session", {"turns": 0, "connections": 0}
+    done: dict[str, Any] = {"devices": [], "has_joined": False, "run": ""}
+    if said["kind"] == "end":
+        told("ended", **done, **counts)
+        return {"done": "the run has ended"}
+
+    def tell(line: str) -> None:
+        _log.info(line)
+        told.line(line)
+
+    built: Plant | None = None
     try:
-        if said["kind"] != "session":
-            return dict(messages.answer(built, said, gives_rows=share.gives_rows))
-        began, rounds = time.monotonic(), Rounds(_log.info, name)
-        root, token = said.get("root"), str(said["token"])
-        gateway = join.gateway_of(built, str(said["address"]), token, name, root, share, PATIENCE_S, rounds)
-        gateway.run()
+        share = _share(node)
+        if is_session:
+            done["run"] = hashlib.sha256(str(said["token"]).encode()).hexdigest()[:16]
+            told("session", run=done["run"])
+        built = join.build(str(said["config"]), share)
+        if not is_session:
+            answer = dict(messages.answer(built, said, gives_rows=share.gives_rows, tell=tell))
+            told("turn")
+            return answer
+        rounds, patience_s = Rounds(tell, name), float(node.get("patience", PATIENCE_S))
+        address, token = str(said["address"]), str(said["token"])
+        gateway = join.gateway_of(built, address, token, name, said.get("root"), share, patience_s, rounds)
+        done["devices"] = list(gateway.devices)
+        try:
+            gateway.run()
+        finally:
+            counts = {"turns": gateway.done, "connections": gateway.connections}
+            done["has_joined"] = gateway.connections > 0
         rounds.end()
+        told("ended", **done, **counts)
         return {"done": f"{gateway.done} turns in {time.monotonic() - began:.1f} s"}
+    except MidhaulError as error:
+        told("ended", error=str(error), **done, **counts)
+        raise
     finally:
-        if isinstance(built.engine, Firmware):
+        if built is not None and isinstance(built.engine, Firmware):
             built.engine.close()
 
 
 def _share(node: Mapping[str, Any]) -> Share:
-    known = {"data", "share", "devices", "engine", "gives_rows"}
+    known = {"data", "share", "devices", "engine", "gives_rows", "set", "name", "patience", "events"}
     if odd := [name for name in node if name not in known]:
         raise ConfigError(f"--node-config has {odd[0]}; midhaul knows {', '.join(sorted(known))}")
     data, share, devices, engine = (str(node.get(name, "")) for name in ("data", "share", "devices", "engine"))
-    return Share(data, share, devices, engine, gives_rows=bool(node.get("gives_rows", False)))
-
-
-def _progress(tell: Callable[[str], None]) -> Callable[[str, int, int], None]:
-    def progress(label: str, done: int, total: int) -> None:
-        if label == "rounds":
-            tell(f"round {done} of {total}")
-
-    return progress
+    try:
+        changes = tuple(map(str, json.loads(str(node.get("set") or "[]"))))
+    except (ValueError, TypeError):
+        raise ConfigError("--node-config has a set that is no list in JSON, such as '[\"data.seed=1\"]'") from None
+    return Share(data, share, devices, engine, changes, gives_rows=bool(node.get("gives_rows", False)))

@@ -126,6 +126,10 @@ class Messages(Populated):
             "data that drift want a stream to the devices (transport = 'stream'); set data.drift_round = 0"
         )
 
+    def dismiss(self) -> None:
+        """Tells the nodes that the run has ended."""
+        self._carry({node: {"kind": "end"} for node in {*self.holder.values()}})
+
     def dump(self) -> Tree:
         """Gives all that the devices remember between rounds, for a checkpoint: what `stacked` would give."""
         return self.shadow.whole()
@@ -154,18 +158,22 @@ class Messages(Populated):
         return Replies(tuple(order), {}, none.long(), torch.tensor(rows, dtype=torch.float64), {"rows": none})
 
 
-def answer(built: Plant, content: Content, *, gives_rows: bool = False) -> dict[str, str | bytes]:
+def answer(
+    built: Plant, content: Content, *, gives_rows: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> dict[str, str | bytes]:
     """Gives a node's answer to a message; `built` is the plant of its devices. Raises: MidhaulError."""
     engine, models = built.engine, Models.of(built.kit.groups)
     devices = tuple(sorted({*engine.devices, *engine.test_devices}))
     if content["kind"] == "hello":
         rows = hello.rows_of(engine.population, devices)  # type: ignore[union-attr]
+        tell(f"the server asked which of its devices are here: {len(devices)}")
         return {"hello": json.dumps({"version": __version__, "model": models.digest, "rows": rows})}
     ask = parcel.unpack_ask(_bytes(content["ask"]), models)
     if ask.message.op == Op.READ and "what" in ask.message.settings and not gives_rows:
         raise EngineError("no example leaves this node; start it so that it gives rows, or choose another scheme")
     shadow.remind(engine, parcel.unpack_tree(_bytes(content["memory"])), devices)  # type: ignore[arg-type]
     replies = engine.exchange(ask.message, key=ask.key, devices=list(ask.devices))
+    tell(f"round {ask.key.round}: {len(replies)} {ask.message.op.name}")
     done = parcel.pack_answer(parcel.sound(replies), ask.message.op, ask.key.round)
     return {"answer": done, "memory": parcel.pack_tree(shadow.told(engine))}  # type: ignore[arg-type]
 

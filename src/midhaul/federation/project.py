@@ -45,7 +45,10 @@ listen = "127.0.0.1:9470"  # where the ServerApp listens, and what the SuperNode
 tls = ""  # stream: a folder that `midhaul certs` made, on the ServerApp's machine
 out = "{out}"  # the run's folder, on the ServerApp's machine
 nodes = 0  # begin with so many SuperNodes; 0: when every device is with one
+patience = 0.0  # wait for them so many seconds; 0: for ever
+metrics = ""  # stream: [HOST:]PORT at which Prometheus is told
 resume = false  # go on from the last checkpoint in `out`
+events = ""  # a file on the ServerApp's machine that is told how it goes, in lines of JSON
 """
 _APPS = '''"""A run of midhaul: its apps come from the installed package, its config lies beside."""
 

@@ -134,12 +134,13 @@ def serve(
     progress: Progress | None = None,
     watched: Callable[[Standing], None] = lambda standing: None,
     opened: Callable[[Invitation], None] = lambda invitation: None,
+    joins: str = "",
 ) -> Result:
     """Waits for gateways and runs a scheme with them; gives what `train.run` gives.
 
     It begins when every device of the run is with a gateway, or when `num_gateways` are there, whoever is missing.
     `patience_s` is how long it waits for them; 0: without end. `watched` is given the run's standing before it begins,
-    `opened` what gateways need to know once it listens.
+    `opened` what gateways need to know once it listens. `joins` tells a person how they come, if not by `midhaul join`.
     Raises: MidhaulError, in one sentence.
     """
     config = config.replace(run_engine="gateways")
@@ -179,7 +180,8 @@ def serve(
                 stack.enter_context(desk.shared_secret(desk.parse(address)[1], secret))
             standing.desk.opened.set()
             safety = "over TLS" if place.material is not None else "on this machine alone"
-            line = f"listening at {address}, {safety}; start `midhaul join {address}` where the devices are"
+            how = joins or f"start `midhaul join {address}` where the devices are"
+            line = f"listening at {address}, {safety}; {how}"
             told_too(Sentence(line, "listening", address=address, tls=place.material is not None))
             opened(Invitation(address, token, told, None if place.material is None else place.material.root))
             return gateways
