@@ -129,7 +129,7 @@ class Kit:
             else choosing.cohort(num, key, fleet.devices)
         )
         asking: frozenset[int] = getattr(fleet, "asking", frozenset())  # an engine has none, the run's fleet may
-        return tuple(sorted({*drawn, *asking}))
+        return drawn if choosing is None and not asking else tuple(sorted({*drawn, *asking}))
 
     @cached_property
     def _held(self) -> dict[int, int]:
@@ -398,7 +398,11 @@ def step_towards(server: Server, up: Replies, kit: Kit, key: rng.Key) -> Server:
 
 def mean_loss(*replies: Replies) -> dict[str, float]:
     """Gives the mean of the devices' losses, by the rows behind each."""
-    rows, loss = (torch.cat([up.metrics[name] for up in replies if len(up)]) for name in ("rows", "loss"))
+    several = [up.metrics for up in replies if len(up)]
+    rows, loss = (
+        several[0][name] if len(several) == 1 else torch.cat([each[name] for each in several])
+        for name in ("rows", "loss")
+    )
     return {"train_loss": float((loss * rows).sum() / rows.sum().clamp(min=1.0))}
 
 

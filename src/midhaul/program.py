@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from midhaul import tree
 from midhaul.errors import EngineError, SliceError
 from midhaul.models import count, slices
 from midhaul.models.count import LayerCost
@@ -106,6 +107,12 @@ class Population:
         if name == "test":
             return self.test[place] if place >= 0 else self._all_test
         return self.adapt[place] if place >= 0 and self.adapt else np.zeros(0, np.int64)
+
+    def rows_of(self, devices: Sequence[int], name: str) -> list[Indices]:
+        """Gives the places of each device's rows."""
+        if name == "train" and devices and max(devices) < len(self.train):
+            return [self.train[device] for device in devices]
+        return [self.rows(device, name) for device in devices]
 
     def inputs(self, places: Tensor) -> Tensor:
         """Gives the rows of x at these places, as a model takes them. Shapes: [...] -> [..., *input shape]."""
@@ -212,6 +219,11 @@ class Program:
     def layers(self) -> tuple[LayerCost, ...]:
         """What each layer of the module costs for one row."""
         return count.layers(self.module, self.input_shape)
+
+    @cached_property
+    def num_bytes(self) -> tuple[int, int]:
+        """What the parameters take, and what all layers give for one row."""
+        return tree.num_bytes(self.initial), 4 * sum(layer.output_elements for layer in self.layers)
 
     def names(self, spec: str) -> tuple[str, ...]:
         """Gives the names of the parameters of a slice: none, whole, front, tail, or what `models.slices` knows."""

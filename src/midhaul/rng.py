@@ -168,13 +168,21 @@ def permutation(key: Key, num: int) -> npt.NDArray[np.int64]:
     >>> sorted(permutation(key(1, 0, 0, Use.BATCH), 5).tolist())
     [0, 1, 2, 3, 4]
     """
-    order = list(range(num))
-    drawn = key.words(max(num - 1, 0)).astype(np.uint64)
-    ends: npt.NDArray[np.uint64] = np.arange(num, 1, -1).astype(np.uint64)
-    others = (drawn * ends) >> _SHIFT
-    for last, other in zip(range(num - 1, 0, -1), others.tolist(), strict=True):
+    return _shuffled(key, num, num)
+
+
+def _shuffled(key: Key, num: int, size: int) -> npt.NDArray[np.int64]:
+    """Gives the first `num` places of `permutation(key, size)`. Shapes: [num]."""
+    order = list(range(size))
+    drawn = key.words(max(size - 1, 0)).astype(np.uint64)
+    ends: npt.NDArray[np.uint64] = np.arange(size, 1, -1).astype(np.uint64)
+    others = ((drawn * ends) >> _SHIFT).tolist()
+    behind = max(size - max(num, 1), 0)  # steps whose last place isn't asked for, so nothing need be put there
+    for other, held in zip(others[:behind], reversed(order)):  # as it is by then  # noqa: B905
+        order[other] = held
+    for last, other in zip(range(size - behind - 1, 0, -1), others[behind:], strict=True):
         order[last], order[other] = order[other], order[last]
-    return np.asarray(order, np.int64)
+    return np.asarray(order[:num], np.int64)
 
 
 def permutations(keys: Sequence[Key], num: int) -> npt.NDArray[np.int64]:
@@ -230,7 +238,7 @@ def first_of_permutation(key: Key, num: int, size: int) -> npt.NDArray[np.int64]
     """
     num = min(num, size)
     if size < 1536 or 2 * num > size:
-        return permutation(key, size)[:num]
+        return _shuffled(key, num, size)
     last = np.arange(size - 1, 0, -1)
     other = np.zeros(size, np.int64)
     other[1:] = ((key.words(size - 1).astype(np.uint64) * (last + 1).astype(np.uint64)) >> np.uint64(32))[::-1]

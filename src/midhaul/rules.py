@@ -96,6 +96,8 @@ def cost(settings: Settings) -> Cost:
     if settings.get("seeds"):  # two forward passes of the three that a forward and a backward pass cost
         return Cost(2.0 / 3.0)
     rule, steps = name_of(settings), int(settings.get("inner_steps", 1))
+    if rule in ("sgd", "rates"):
+        return PLAIN
     wanted = float(settings.get("support", 0.0))
     batch = int(settings.get("batch", 0))
     share = wanted if wanted < 1.0 else min(wanted / batch, 1.0) if batch else 1.0
@@ -103,8 +105,6 @@ def cost(settings: Settings) -> Cost:
     if rule == "maml" and int(settings.get("order", 1)) == 2:
         return Cost(3.0 * steps * inner + query, copies=1 + steps, tangents=True)
     return {
-        "sgd": PLAIN,
-        "rates": PLAIN,
         "maml": Cost(steps * inner + query, copies=1),
         "difference": Cost(3.0 * inner + query, copies=2),
         "moreau": Cost(float(steps), copies=1),

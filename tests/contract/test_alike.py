@@ -70,7 +70,8 @@ def run(config: Config = CONFIG, out: Path | None = None) -> tuple[Tree, Ledger]
 
 def test_replies_side_by_side_are_those_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     made, ledger = run()
-    monkeypatch.setattr(frames, "pack", lambda *_: None)
+    monkeypatch.setattr(frames, "layout", lambda *_: None)
+    monkeypatch.setattr(frames, "alone", lambda *_: None)
     wanted, slow = run()
     assert ledger == slow
     assert ledger.refused

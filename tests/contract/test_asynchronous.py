@@ -15,6 +15,7 @@ from midhaul.devices import profiles
 from midhaul.errors import ConfigError
 from midhaul.link import radio
 from midhaul.program import Population
+from midhaul.runtime import participation
 from midhaul.runtime.asynchronous import Asynchronous, freshness
 from midhaul.runtime.over_link import Ledger, OverLink
 from midhaul.runtime.participation import Participation
@@ -152,10 +153,11 @@ def seconds_to(accuracy: float, folder: Path) -> float:
 
 
 def test_one_slow_device_holds_up_only_those_that_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Participation, "speed", lambda self, device, seed: 20.0 if device == 0 else 1.0)
+    monkeypatch.setattr(participation, "speed", lambda spread, device, seed: 20.0 if device == 0 else 1.0)
     times = {}
     for mode in ("synchronous", "fedbuff", "fedasync"):
-        train.run(Config().replace(**FLEET, fleet_mode=mode, fleet_buffer=4), tmp_path / mode)
+        config = Config().replace(**FLEET, fleet_mode=mode, fleet_buffer=4, fleet_speed_spread=1.0)
+        train.run(config, tmp_path / mode)
         times[mode] = seconds_to(0.7, tmp_path / mode)
     assert times["synchronous"] < float("inf")
     assert times["fedbuff"] < 0.5 * times["synchronous"]

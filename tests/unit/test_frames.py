@@ -7,6 +7,7 @@ import torch
 
 from midhaul.errors import FrameError
 from midhaul.link import frame, frames
+from midhaul.link.compress import Coded
 from midhaul.link.frame import Frame
 from midhaul.message import Op, Replies
 from midhaul.runtime.native import framing, library
@@ -41,7 +42,7 @@ def test_each_frame_is_the_one_that_pack_makes_of_its_reply(pack):
         assert made.kinds == frame.bytes_by_kind(alone)
         back = frame.unpack(made.data[place].tobytes(), given.tree, given.metrics)
         assert (back.device, back.weight, back.metrics) == (device, reply.weight, reply.metrics)
-        assert all(torch.equal(back.tree[name], made.replies.tree[name][place]) for name in given.tree)
+        assert all(torch.equal(back.tree[name], given.tree[name][place]) for name in given.tree)
     assert made.sound.all()
     assert sum(made.kinds.values()) == made.data.shape[1]
 
@@ -93,6 +94,29 @@ def test_what_a_header_has_no_place_for_is_refused(pack):
         pack(Op.FIT, 1 << 32, replies())
     with pytest.raises(FrameError, match="must be 0 to"):
         pack(Op.FIT, 1, replies(devices=(2, 7, 1 << 32)))
+
+
+def test_a_frame_down_is_the_one_that_pack_makes_of_it():
+    """One after another: settings that are equal and not of one type are other bytes, and a layout is used again."""
+    for lr in (1, 1.0, 0.5, 0, 0.0, -0.0, 0.5):
+        for round in (3, 4):
+            tree = {"w": torch.randn(4, 5), "none": torch.zeros(0, 3), "b": torch.randn(5).expand(2, 5)}
+            made = Frame(Op.FIT, False, round, 0xFFFFFFFF, {"lr": lr, "train": "whole", "batch": 10}, tree)
+            for written in (frames.written(frames.alone(made)), framing.written(frames.alone(made), keeps=True)):
+                assert written.data.tobytes() == frame.pack(made)
+                assert (written.num_bytes, written.kinds) == (frame.num_bytes(made), frame.bytes_by_kind(made))
+                assert written.sound.tolist() == [True]
+    tree["w"][2, 3] = float("nan")
+    assert not framing.written(frames.alone(made), keeps=False).sound.any()
+
+
+def test_a_frame_down_with_rows_or_code_or_other_types_is_left_to_the_frame():
+    for tree in ({"x": torch.zeros(3)}, {"w": torch.zeros(3).half()}, {"w": torch.zeros(3, dtype=torch.int64)}):
+        assert frames.alone(Frame(Op.FIT, False, 1, 0, {}, tree)) is None
+    coded = {"w": Coded((3,), b"123")}
+    assert frames.alone(Frame(Op.FIT, False, 1, 0, {}, {"w": torch.zeros(3)}, coded=coded)) is None
+    with pytest.raises(FrameError, match="no op has a setting named odd"):
+        frames.alone(Frame(Op.FIT, False, 1, 0, {"odd": 1}, {}))
 
 
 @compiled

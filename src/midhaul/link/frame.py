@@ -169,7 +169,7 @@ def bytes_by_kind(frame: Frame) -> dict[str, int]:
     Limits: reads integer tensors to know how narrow they travel, packs nothing.
     """
     sums: dict[str, int] = {"header": overhead(frame.tree) + _METRIC.size * len(frame.metrics)}
-    sums["header"] += sum(_setting_bytes(value) for value in frame.settings.values())
+    sums["header"] += sum(setting_bytes(value) for value in frame.settings.values())
     sums["header"] += _U32.size * len(frame.coded)
     for name, value in frame.tree.items():
         coded = frame.coded.get(name)
@@ -285,7 +285,8 @@ def _pack_setting(name: str, value: Setting) -> bytes:
     return _NUMBER.pack(number, _TEXT) + _U16.pack(len(text)) + text
 
 
-def _setting_bytes(value: Setting) -> int:
+def setting_bytes(value: Setting) -> int:
+    """Gives the bytes of a setting in a frame."""
     if isinstance(value, str):
         return _NUMBER.size + _U16.size + len(value.encode())
     return _NUMBER.size + (_I32.size if isinstance(value, int) else _F64.size)

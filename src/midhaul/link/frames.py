@@ -2,6 +2,7 @@
 
 A cohort that trains one model answers with tensors of the same names and shapes, so all its frames are as long and
 differ in a few fields. They are made as one array, field by field, which saves the time of a frame's making a device.
+A frame down, of a layout that the round before had, is made in the same way.
 
 Shape letters: D devices, L bytes of a frame, S bytes of a field.
 """
@@ -20,7 +21,8 @@ import torch
 from midhaul.errors import FrameError
 from midhaul.link import frame
 from midhaul.link.frame import Frame
-from midhaul.message import ROW_KINDS, Op, Replies
+from midhaul.message import ROW_KINDS, Op, Replies, Setting
+from midhaul.tree import Tree
 
 _DEVICE, _WEIGHT = 16, 24  # where a frame's header has them
 _ROUND = slice(12, 16)
@@ -29,15 +31,12 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Field(NamedTuple):
-    """What differs from frame to frame: where it is in each, and the numbers of all. Shapes: values [D, ...]."""
+    """What differs from frame to frame: where it is in each, the numbers of all, the bytes of one. Shapes: values
+    [D, ...]."""
 
     place: int
     values: npt.NDArray[Any]
-
-    @property
-    def size(self) -> int:
-        """The bytes of one."""
-        return self.values.nbytes // len(self.values)
+    size: int
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames of a cohort's replies, and what comes out of them.
+    """Frames of one layout. Who reads one that is sound has what was written, to the bit.
 
     Shapes: `data` [D, L] uint8, None where the bytes aren't kept; `sound` [D], False where a frame would be refused,
-    since a number isn't finite. `replies` are what was read of all devices, sound or not; `num_bytes` and `kinds`, by
-    kind, are the bytes of one frame.
+    since a number isn't finite. `num_bytes` and `kinds`, by kind, are the bytes of one frame.
     """
 
     data: Bytes | None
     num_bytes: int
     sound: npt.NDArray[np.bool_]
     kinds: dict[str, int]
-    replies: Replies
 
 
 def layout(op: Op, round: int, replies: Replies) -> Layout | None:
@@ -81,36 +78,80 @@ def layout(op: Op, round: int, replies: Replies) -> Layout | None:
     Raises: FrameError for what the wire has no place for.
     """
     weight, num = replies.weight.numpy().astype("<f8", copy=False), len(replies)
-    if not num or any(n in ROW_KINDS or v.dtype != torch.float32 for n, v in replies.tree.items()):
+    if not num or not _is_plain(replies.tree):
         return None
-    if not (bool((weight >= 0.0).all()) and bool(np.isfinite(weight).all())):
+    if not (weight.min() >= 0.0 and weight.max() < np.inf):  # so neither is NaN
         return None
     shapes = tuple((name, tuple(value.shape[1:])) for name, value in replies.tree.items())
-    pattern, kinds = _pattern(op, shapes, tuple(replies.metrics))
-    if not (0 <= round <= 0xFFFFFFFF and min(replies.devices) >= 0 and max(replies.devices) <= 0xFFFFFFFF):
-        raise FrameError(f"round {round} and devices to {max(replies.devices)} must be 0 to {0xFFFFFFFF}")
+    pattern, kinds = _pattern(op, True, (), "", shapes, tuple(replies.metrics))
+    _check_header(round, replies.devices)
+    devices = np.asarray(replies.devices, "<u4")
+    first = [Field(_DEVICE, devices, 4), Field(_WEIGHT, weight, 8)]
+    fields, place = _tensors(replies.tree, num)
+    for values in replies.metrics.values():
+        place += frame.METRIC_BYTES
+        fields.append(Field(place - 8, np.ascontiguousarray(values.numpy(), "<f8"), 8))
+    return Layout(_of_round(pattern, round), (*first, *fields), kinds)
+
+
+def alone(made: Frame) -> Layout | None:
+    """Gives how a frame without metrics is laid out; None where some of it is coded, a row or not of float32.
+
+    Raises: FrameError for what the wire has no place for.
+    """
+    if made.coded or made.metrics or made.weight or not _is_plain(made.tree):
+        return None
+    shapes = tuple((name, tuple(value.shape)) for name, value in made.tree.items())
+    # 1, 1.0 and True are the same key of a dictionary and other bytes in a frame, so their text is in the key too.
+    settings = tuple(made.settings.items())
+    pattern, kinds = _pattern(made.op, made.is_reply, settings, repr(settings), shapes, ())
+    _check_header(made.round, (made.device,))
+    before = sum(map(frame.setting_bytes, made.settings.values()))
+    fields, _ = _tensors({name: value[None] for name, value in made.tree.items()}, 1, before)
+    device = Field(_DEVICE, np.asarray([made.device], "<u4"), 4)
+    return Layout(_of_round(pattern, made.round), (device, *fields), kinds)
+
+
+def _is_plain(stacked: Tree) -> bool:
+    return not any(name in ROW_KINDS or value.dtype != torch.float32 for name, value in stacked.items())
+
+
+def _check_header(round: int, devices: tuple[int, ...]) -> None:
+    if not (0 <= round <= 0xFFFFFFFF and min(devices) >= 0 and max(devices) <= 0xFFFFFFFF):
+        raise FrameError(f"round {round} and devices to {max(devices)} must be 0 to {0xFFFFFFFF}")
+
+
+def _of_round(pattern: Bytes, round: int) -> Bytes:
     own = pattern.copy()
     own[_ROUND] = np.asarray([round], "<u4").view(np.uint8)
-    fields, place = [Field(_DEVICE, np.asarray(replies.devices, "<u4")), Field(_WEIGHT, weight)], frame.HEADER_BYTES
-    for value in replies.tree.values():
+    return own
+
+
+def _tensors(stacked: Tree, num: int, before: int = 0) -> tuple[list[Field], int]:
+    """Gives the fields of tensors that come so many bytes behind the header, and where they end."""
+    fields, place = [], frame.HEADER_BYTES + before
+    for value in stacked.values():
         place += frame.TENSOR_BYTES + 4 * (value.ndim - 1)
         numbers = value.detach().contiguous().numpy().astype("<f4", copy=False)
         if numbers.size:
-            fields.append(Field(place, numbers))
-            place += fields[-1].size
-    for values in replies.metrics.values():
-        place += frame.METRIC_BYTES
-        fields.append(Field(place - 8, np.ascontiguousarray(values.numpy(), "<f8")))
-    return Layout(own, tuple(fields), kinds)
+            size = numbers.nbytes // num
+            fields.append(Field(place, numbers, size))
+            place += size
+    return fields, place
 
 
 @functools.lru_cache(maxsize=64)
 def _pattern(
-    op: Op, shapes: tuple[tuple[str, tuple[int, ...]], ...], metrics: tuple[str, ...]
+    op: Op,
+    is_reply: bool,
+    settings: tuple[tuple[str, Setting], ...],
+    settings_told: str,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    metrics: tuple[str, ...],
 ) -> tuple[Bytes, dict[str, int]]:
-    """Gives the frame of a reply of zeros from device 0 in round 0, and its bytes by kind."""
+    """Gives the frame of zeros of device 0 in round 0, and its bytes by kind."""
     nothing = {name: torch.zeros(shape) for name, shape in shapes}
-    made = Frame(op, True, 0, 0, {}, nothing, 0.0, dict.fromkeys(metrics, 0.0))
+    made = Frame(op, is_reply, 0, 0, dict(settings), nothing, 0.0, dict.fromkeys(metrics, 0.0))
     return np.frombuffer(frame.pack(made), np.uint8), frame.bytes_by_kind(made)
 
 
@@ -120,25 +161,23 @@ def pack(op: Op, round: int, replies: Replies) -> Frames | None:
     Raises: FrameError for what the wire has no place for.
     """
     made = layout(op, round, replies)
-    return None if made is None else written(made, replies)
+    return None if made is None else written(made)
 
 
-def written(made: Layout, replies: Replies) -> Frames:
+def written(made: Layout) -> Frames:
     """Gives the frames of a layout. Limits: of what comes out of one, only that it is finite is looked at."""
     data, sound = np.empty((made.num, len(made.pattern)), np.uint8), np.ones(made.num, np.bool_)
     data[:] = made.pattern
-    for place, values in made.fields:
+    for place, values, size in made.fields:
         flat = values.reshape(made.num, -1)
         if values.dtype.kind == "f":
             sound &= np.isfinite(flat).all(1)
-        flat = flat.view(np.uint8)
-        data[:, place : place + flat.shape[1]] = flat
+        data[:, place : place + size] = flat.view(np.uint8)
     sums = [zlib.crc32(row[: -frame.CRC_BYTES].data) for row in data]
     data[:, -frame.CRC_BYTES :] = np.asarray(sums, "<u4").view(np.uint8).reshape(made.num, frame.CRC_BYTES)
-    return Frames(data, data.shape[1], sound, made.kinds, came(replies))
+    return Frames(data, data.shape[1], sound, made.kinds)
 
 
-def came(replies: Replies) -> Replies:
-    """Gives replies as they come out of frames, which float32 and float64 go through to the bit."""
-    tree = {name: value.detach().contiguous() for name, value in replies.tree.items()}
-    return Replies(replies.devices, tree, torch.zeros_like(replies.rows), replies.weight, replies.metrics)
+def came(whole: Tree) -> Tree:
+    """Gives tensors as they come out of sound frames, which float32 goes through to the bit."""
+    return {name: value.detach().contiguous() for name, value in whole.items()}

@@ -29,13 +29,13 @@ Flags = npt.NDArray[np.bool_]
 class Step:
     """One step of a scheme under way: what each device's radio and its computing took. Units: seconds.
 
-    `turn` counts the exchanges of the round before this one.
+    Shapes: `seconds` and `busy` are by the device's number. `turn` counts the exchanges of the round before this one.
     """
 
     key: rng.Key
+    seconds: Doubles
+    busy: Doubles
     turn: int = 0
-    seconds: dict[int, float] = field(default_factory=dict)
-    busy: dict[int, float] = field(default_factory=dict)
     uploads: dict[int, int] = field(default_factory=dict)  # bytes that wait for a shared band
     answered: int = 0
     refused: int = 0
@@ -82,6 +82,7 @@ class Carrier:
         distinct = {id(group): group for group in groups.values()}
         still = {number: Conditions(group.radio) for number, group in distinct.items()}
         self._still = {device: still[id(group)] for device, group in groups.items()}
+        self._is_one_kind = len(distinct) == 1
         self._kind = np.zeros(max(groups, default=0) + 1, np.int64)  # the number of each device's group
         numbers = {number: place for place, number in enumerate(distinct)}
         self._kind[[*groups]] = [numbers[id(group)] for group in groups.values()]
@@ -141,8 +142,7 @@ class Carrier:
         else:
             seconds, energy_j = self._prices(many, num_bytes, tries, up=up)
             self.spending.charge_all(many.at, _what(up), energy_j, seconds)
-            for device, own_s in zip(many.devices, seconds.tolist(), strict=True):
-                step.seconds[device] += own_s
+            step.seconds[many.at] += seconds
         if self.log is not None:
             for data, num in zip(frames, tries.tolist(), strict=True):
                 self.log(step.key.round, up, bytes(data) * num)
@@ -170,7 +170,9 @@ class Carrier:
 
     def _tries_alike(self, many: Many, num_bytes: int, step: Step, *, up: bool) -> tuple[Ints, Flags]:
         """Gives the same of frames of one length. Shapes: [D], [D]."""
-        if self.loss >= 0.0 or not self._now:
+        if self.loss >= 0.0 or (self._is_one_kind and not self._now):
+            loss = np.full(len(many.at), self._loss(many.devices[0], num_bytes, up=up))
+        elif not self._now:
             kinds = self._kind[many.at]
             of_kind = {kind: self._loss(device, num_bytes, up=up) for device, kind in self._first(many, kinds)}
             loss = np.asarray([of_kind[kind] for kind in kinds.tolist()])
@@ -198,11 +200,15 @@ class Carrier:
                 for device, num in zip(named, tries.tolist(), strict=True)
             ]
         else:  # devices of one kind pay the same for as many tries
-            kinds = self._kind[many.at] * (self.retries + 2) + tries
+            kinds = tries if self._is_one_kind else self._kind[many.at] * (self.retries + 2) + tries
+            first = self._first(many, kinds)
             of_kind = {
                 kind: self.spending.price(device, self._still[device], num_bytes, kind % (self.retries + 2), up=up)
-                for device, kind in self._first(many, kinds)
+                for device, kind in first
             }
+            if len(first) == 1:
+                seconds, energy_j = of_kind[first[0][1]]
+                return np.full(len(kinds), seconds), np.full(len(kinds), energy_j)
             each = [of_kind[kind] for kind in kinds.tolist()]
         both = np.asarray(each, np.float64)
         return both[:, 0], both[:, 1]

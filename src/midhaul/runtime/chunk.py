@@ -538,14 +538,23 @@ def replies_of(
     devices: list[int], tensors: Tree, rows: list[Indices] | None, weight: list[float], metrics: dict[str, Tensor]
 ) -> Replies:
     """Gives replies in ascending order of the devices."""
-    ascending = sorted(devices)
-    # Devices that did as much as one another stand in order already.
-    order = slice(None) if ascending == devices else torch.from_numpy(np.argsort(devices, kind="stable"))
-    counts = [len(r) for r in rows] if rows is not None and any(n in ROW_KINDS for n in tensors) else [0] * len(devices)
+    counts = np.zeros(len(devices), np.int64)
+    if rows is not None and any(name in ROW_KINDS for name in tensors):
+        counts[:] = [len(own) for own in rows]
+    up = Replies(
+        tuple(devices),
+        {name: value.detach() for name, value in tensors.items()},
+        torch.from_numpy(counts),
+        torch.from_numpy(np.asarray(weight, np.float64)),
+        metrics,
+    )
+    if (ascending := sorted(devices)) == devices:  # they did as much as one another, so stand in order already
+        return up
+    order = torch.from_numpy(np.argsort(devices, kind="stable"))
     return Replies(
         tuple(ascending),
-        {name: value[order].detach() for name, value in tensors.items()},
-        torch.tensor(counts, dtype=torch.int64)[order],
-        torch.tensor(weight, dtype=torch.float64)[order],
+        {name: value[order] for name, value in up.tree.items()},
+        up.rows[order],
+        up.weight[order],
         {name: value[order] for name, value in metrics.items()},
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -78,10 +79,13 @@ class Amounts(Mapping[str, float]):
 
     def _places(self, devices: Ints) -> Ints:
         """Gives where the amounts of devices are; those that have none get one. Shapes: [D]."""
-        if len(devices) and (most := int(devices.max())) >= len(self._place):
+        try:
+            places = self._place[devices]
+        except IndexError:
+            most = int(devices.max())
             more = np.full(most + 1 - len(self._place) + most // 4, _NONE, np.int64)
             self._place = np.concatenate([self._place, more])
-        places = self._place[devices]
+            places = self._place[devices]
         if (new := places == _NONE).any():
             fresh, held = devices[new], len(self)
             self._devices = np.concatenate([self._devices, fresh])
@@ -90,6 +94,29 @@ class Amounts(Mapping[str, float]):
                 self._values = np.concatenate([self._values, np.zeros(len(self) + len(self) // 4 - len(self._values))])
             places = self._place[devices]
         return places
+
+
+@dataclass(frozen=True, eq=False)
+class Times(Mapping[int, tuple[float, float]]):
+    """What an exchange took each device, on air and computing; in arrays. Units: seconds. Shapes: [D] each."""
+
+    at: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    air_s: Doubles = field(default_factory=lambda: np.zeros(0))
+    busy_s: Doubles = field(default_factory=lambda: np.zeros(0))
+
+    @cached_property
+    def _each(self) -> dict[int, tuple[float, float]]:
+        both = zip(self.air_s.tolist(), self.busy_s.tolist(), strict=True)
+        return dict(zip(self.at.tolist(), both, strict=True))
+
+    def __getitem__(self, device: int) -> tuple[float, float]:
+        return self._each[device]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._each)
+
+    def __len__(self) -> int:
+        return len(self._each)
 
 
 @dataclass

@@ -72,11 +72,10 @@ def device_bytes(program: Program, message: Message, rows: Iterable[Indices]) ->
     An upper bound that was measured (docs/performance.md): training keeps the weights, their start, slopes and
     velocity, and the activations of a batch with their slopes; a pass without training keeps two layers' outputs.
     """
-    settings, weights = message.settings, tree.num_bytes(program.initial)
-    most = max((len(own) for own in rows), default=1)
+    settings, (weights, activations) = message.settings, program.num_bytes
+    most = max(map(len, rows), default=1)
     if message.op == Op.FIT and "x" in message.tree:
         most = len(message.tree["x"])
-    activations = 4 * sum(layer.output_elements for layer in program.layers)
     inputs = 4 * int(np.prod(program.input_shape))
     if message.op not in (Op.FIT, Op.ADAPT, Op.BACKWARD):
         return 4 * weights + max(most, 1) * (5 * activations // 4 + 2 * inputs)

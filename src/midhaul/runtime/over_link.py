@@ -18,7 +18,7 @@ from midhaul import budget, rng, rules
 from midhaul.devices.profiles import Board
 from midhaul.errors import EngineError, FrameError
 from midhaul.fleet import Around, Fleet, Group, Part
-from midhaul.link import frame
+from midhaul.link import frame, frames
 from midhaul.link.bits import Floats
 from midhaul.link.conditions import Surroundings
 from midhaul.link.frame import Frame
@@ -31,7 +31,7 @@ from midhaul.runtime.band import Band, Upload
 from midhaul.runtime.carrier import Carrier, Many, Step
 from midhaul.runtime.coding import Coding
 from midhaul.runtime.frame_log import Log
-from midhaul.runtime.ledger import Doubles, Kinds, Ledger
+from midhaul.runtime.ledger import Doubles, Kinds, Ledger, Times
 from midhaul.runtime.native import framing
 from midhaul.runtime.spending import Spending
 from midhaul.runtime.updates import Sent
@@ -43,12 +43,15 @@ _ANY_DEVICE = 0xFFFFFFFF
 
 @dataclass
 class _Down:
-    """A frame to a device or several: the tensors as meant, as sent and as they came; its bytes; whom it reached."""
+    """A frame to a device or several: the tensors as meant, as sent, as they are read and as a device has them; its
+    bytes, where they are kept, and how many; whom it reached."""
 
     wanted: Tree
     sent: Sent
-    data: bytes
+    num_bytes: int
     kinds: Kinds
+    data: bytes = b""
+    read: Tree | None = None
     got: Tree = field(default_factory=dict)
     devices: list[int] = field(default_factory=list)
 
@@ -82,6 +85,10 @@ class OverLink(Around):
         alike = Group(fleet.devices, fleet.test_devices, program, board, radio)
         self._group = {d: group for group in (alike, *groups) for d in (*group.devices, *group.tests)}
         self._is_one_model = len({id(group.program) for group in (alike, *groups)}) == 1
+        self._boards = np.zeros((3, max(self._group, default=0) + 1))  # cycles of a MAC, clock and power by device
+        for board in {id(group.board): group.board for group in self._group.values()}.values():
+            at = [device for device, group in self._group.items() if group.board is board]
+            self._boards[:, at] = np.asarray([[board.cycles_per_mac_f32], [board.clock_hz], [board.active_w]])
         self._layers = {
             id(part): count.layers(part, group.program.input_shape)
             for group in {id(group): group for group in self._group.values()}.values()
@@ -101,11 +108,12 @@ class OverLink(Around):
             band=band,
             log=log,
         )
-        self.pace: Callable[[int], float] = lambda device: 1.0  # what a device's seconds are multiplied by
+        self.pace: Callable[[int], float] | None = None  # what a device's seconds are multiplied by, if not 1
         self.elapsed: Mapping[int, float] = {}  # of each device in the round so far
         self.deadline_s = math.inf  # of the round
         self._turn = (-1, 0)  # the round, and the exchanges made in it
-        self.seconds: dict[int, tuple[float, float]] = {}  # on air and computing, of each device in the last exchange
+        self.seconds = Times()  # of each device in the last exchange
+        self._spent = np.zeros((2, max(self._group, default=0) + 1))  # a step's seconds and busy; stale for others
 
     def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
         """Frames, charges and delivers the message, and the replies; a device whose frame is lost for good is absent.
@@ -116,19 +124,18 @@ class OverLink(Around):
 
     def exchange_parts(self, parts: Sequence[Part], *, key: rng.Key) -> list[Replies]:
         """Does so with several messages in one step, which lasts as long as its slowest device."""
-        step = Step(key)
-        self.carrier.begin(key.round, [device for _, devices in parts for device in devices])
+        asked = [device for _, devices in parts for device in devices]
+        at, step = np.asarray(asked, np.int64), Step(key, *self._spent)
+        self._spent[:, at] = 0.0
+        self.carrier.begin(key.round, asked)
         given = [join([self._deliver(*own, step) for own in self._split(*part)] or [gather({})]) for part in parts]
-        step.busy = {**dict.fromkeys(step.seconds, 0.0), **step.busy}
-        for device in step.seconds:
-            if (share := self.pace(device)) != 1.0:
-                step.seconds[device] *= share
-                step.busy[device] *= share
+        if self.pace is not None:
+            self._spent[:, at] *= np.asarray([self.pace(device) for device in asked])
         if self.band is not None and step.uploads:
             given = self._share(self.band, given, step)
-        self.ledger.air_seconds += max(step.seconds.values(), default=0.0)
-        self.ledger.compute_seconds += max(step.busy.values(), default=0.0)
-        self.seconds = {device: (air, step.busy[device]) for device, air in step.seconds.items()}
+        self.seconds = Times(at, step.seconds[at], step.busy[at])
+        self.ledger.air_seconds += float(self.seconds.air_s.max(initial=0.0))
+        self.ledger.compute_seconds += float(self.seconds.busy_s.max(initial=0.0))
         if step.refused and step.refused == step.answered:
             raise EngineError(
                 f"round {key.round}: all {step.refused} devices sent numbers that are not finite, so training "
@@ -143,7 +150,9 @@ class OverLink(Around):
     def _share(self, band: Band, given: list[Replies], step: Step) -> list[Replies]:
         """Lets the devices of a step send in the band that they share; gives the replies of those that could."""
         uploads = {
-            device: Upload(num_bytes, self.elapsed.get(device, 0.0) + step.seconds[device] + step.busy[device])
+            device: Upload(
+                num_bytes, self.elapsed.get(device, 0.0) + float(step.seconds[device]) + float(step.busy[device])
+            )
             for device, num_bytes in step.uploads.items()
         }
         now = {device: self.carrier.conditions(device) for device in uploads}
@@ -181,9 +190,7 @@ class OverLink(Around):
         self._turn = (key.round, self._turn[1] + 1 if self._turn[0] == key.round else 0)
         step.turn = self._turn[1]
         self.updates.begun(key.round)
-        step.seconds = {**dict.fromkeys(asked, 0.0), **step.seconds}
-        program = self._group[asked[0]].program
-        num_asked = len(asked)
+        program, num_asked = self._group[asked[0]].program, len(asked)
         if not self.carrier.all_are_there():
             there = [place for place, device in enumerate(asked) if self.carrier.is_there(device)]
             if not there:
@@ -194,10 +201,8 @@ class OverLink(Around):
         for device in reached if message.op == Op.FORWARD else ():
             self.coding.begun(message, device, key)
         replies = self.fleet.exchange(delivered, key=key, devices=reached) if reached else gather({})
-        busy = self._compute(message, program, replies)
-        answers = self._up(message.op, replies, program, step, busy)
-        for device, busy_s in busy.items():
-            step.busy[device] = step.busy.get(device, 0.0) + busy_s
+        self._compute(message, program, replies, step)
+        answers = self._up(message.op, replies, program, step)
         self.ledger.absent += num_asked - len(answers)
         if message.op in (Op.FIT, Op.BACKWARD):
             self.ledger.updates += len(answers)
@@ -205,38 +210,30 @@ class OverLink(Around):
             self.coding.loaded(answers)
         return answers
 
-    def _down(self, message: Message, asked: list[int], program: Program, step: Step) -> tuple[list[int], Message]:
+    def _down(self, message: Message, asked: list[int], program: Program, step: Step) -> tuple[Sequence[int], Message]:
         """Sends the message; gives the devices that it reached and the message as these unpacked it."""
-        alike = not message.each and not message.each_settings
+        alike, many = not message.each and not message.each_settings, Many.of(asked)
+        if alike and many is not None and not self.updates.tells_apart:
+            return self._down_alike(message, many, program, step)
         told = self.updates.asked(message, step.turn, asked[0])
         packed: dict[tuple[int, int], _Down] = {}
         places: list[int] = []
         reached: list[_Down] = []
-        many = Many.of(asked)
-        if alike and many is not None and not self.updates.tells_apart:
-            down = packed[(0, 0)] = self._packed(message.for_device(0), told, asked[0], step, alike=True)
-            frames = [down.data] * len(asked)
-            came = self.carrier.carry_alike(many, len(down.data), down.kinds, step, up=False, frames=frames)
-            down.devices = list(many.where(came).devices)
-            places = np.flatnonzero(came).tolist()
-            reached = [down] * len(places)
-            if places:
-                self._read(down, down.devices[0], program)
-        else:
-            for place, device in enumerate(asked):
-                number = self.updates.like(device) if alike else (place, 0)
-                if number not in packed:
-                    if self.updates.bits:
-                        told = self.updates.asked(message, step.turn, device)
-                    packed[number] = self._packed(message.for_device(place), told, device, step, alike=alike)
-                down = packed[number]
-                if not self.carrier.carry(device, down.data, down.kinds, step, up=False):
-                    continue
-                if not down.devices:
-                    self._read(down, device, program)
-                down.devices.append(device)
-                reached.append(down)
-                places.append(place)
+        for place, device in enumerate(asked):
+            number = self.updates.like(device) if alike else (place, 0)
+            if number not in packed:
+                if self.updates.bits:
+                    told = self.updates.asked(message, step.turn, device)
+                made = self._packed(message.for_device(place), told, device, step, alike=alike)
+                packed[number] = self._framed(*made)
+            down = packed[number]
+            if not self.carrier.carry(device, down.data, down.kinds, step, up=False):
+                continue
+            if not down.devices:
+                self._read(down, device, program)
+            down.devices.append(device)
+            reached.append(down)
+            places.append(place)
         for down in packed.values():
             self.updates.keep(down.devices, down.sent, down.wanted, down.got)
         if not places:
@@ -245,27 +242,53 @@ class OverLink(Around):
             told = {}
         return [asked[place] for place in places], _delivered(message.of_places(places), reached, told)
 
+    def _down_alike(self, message: Message, many: Many, program: Program, step: Step) -> tuple[Sequence[int], Message]:
+        """Does so where all devices are sent the same frame."""
+        told = self.updates.asked(message, step.turn, many.devices[0])
+        wanted, sent, made = self._packed(message, told, many.devices[0], step, alike=True)
+        laid = frames.alone(made) if made.tree.keys() <= program.initial.keys() else None
+        through = None if laid is None else framing.written(laid, keeps=self.carrier.log is not None)
+        if through is not None and through.sound.all() and through.num_bytes <= frame.MAX_BYTES:
+            data = b"" if through.data is None else through.data.tobytes()
+            down = _Down(wanted, sent, through.num_bytes, through.kinds, data, frames.came(made.tree))
+        else:
+            down = self._framed(wanted, sent, made)
+        logged = [down.data] * len(many.devices) if self.carrier.log is not None else ()
+        came = many.where(self.carrier.carry_alike(many, down.num_bytes, down.kinds, step, up=False, frames=logged))
+        if not len(came.devices):
+            return [], message
+        self._read(down, came.devices[0], program)
+        self.updates.keep(came.devices, sent, wanted, down.got)
+        coded = () if sent.as_coded is None else (sent.as_coded,) * len(came.devices)
+        settings, shared = {**message.settings, **told}, {name: down.got[name] for name in message.tree}
+        return came.devices, Message(message.op, shared, {}, message.rows, settings, {}, coded)
+
     def _read(self, down: _Down, device: int, program: Program) -> None:
         """Reads a frame as the first device does that it reached."""
-        whole = frame.unpack(down.data, program.initial).tree
+        whole = frame.unpack(down.data, program.initial).tree if down.read is None else down.read
         whole = self.coding.arrived(down.wanted, whole, device, up=False)
         down.got = self.updates.came_down(down.sent, down.wanted, whole)
 
-    def _packed(self, own: Message, told: Settings, device: int, step: Step, *, alike: bool) -> _Down:
-        """Gives what is sent to a device, or to all that get the same."""
+    def _packed(
+        self, own: Message, told: Settings, device: int, step: Step, *, alike: bool
+    ) -> tuple[Tree, Sent, Frame]:
+        """Gives what is sent to a device, or to all that get the same: as meant, as sent, and its frame."""
         key, named = step.key, _ANY_DEVICE if alike else device
         wanted = self.coding.wanted(own.tree, named, up=False)
         sent = self.updates.send_down(wanted, device, key, step.turn)
         coded = {**sent.coded, **self.coding.code(sent.tree, named, key, step.turn, up=False)}
-        made = Frame(own.op, False, key.round, named, {**own.settings, **told}, sent.tree, coded=coded)
-        return _Down(wanted, sent, frame.pack(made), frame.bytes_by_kind(made))
+        return wanted, sent, Frame(own.op, False, key.round, named, {**own.settings, **told}, sent.tree, coded=coded)
 
-    def _up(self, op: Op, replies: Replies, program: Program, step: Step, busy: dict[int, float]) -> Replies:
+    def _framed(self, wanted: Tree, sent: Sent, made: Frame) -> _Down:
+        data = frame.pack(made)
+        return _Down(wanted, sent, len(data), frame.bytes_by_kind(made), data)
+
+    def _up(self, op: Op, replies: Replies, program: Program, step: Step) -> Replies:
         """Codes and sends the replies; gives those that came through whole."""
         key, many = step.key, None if self._is_coded(replies, program) else Many.of(replies.devices)
         made_alike = None if many is None else framing.pack(op, key.round, replies, keeps=self.carrier.log is not None)
         if many is not None and made_alike is not None and made_alike.num_bytes <= frame.MAX_BYTES:
-            return self._up_alike(made_alike, many, step)
+            return self._up_alike(made_alike, many, replies, step)
         answers: dict[int, Reply] = {}
         voted: dict[int, tuple[tuple[str, ...], Floats]] = {}
         for device, reply in replies:
@@ -280,7 +303,7 @@ class OverLink(Around):
                 self.ledger.refused += 1
                 step.refused += 1
                 continue
-            busy[device] += self._busy(device, sum(code.macs for code in coded.values()))
+            self._busy(device, sum(code.macs for code in coded.values()), step)
             sent = Frame(op, True, key.round, device, {}, made.tree, reply.weight, reply.metrics, coded)
             data, kinds = frame.pack(sent), frame.bytes_by_kind(sent)
             if not self.carrier.carry(device, data, kinds, step, up=True):
@@ -303,7 +326,7 @@ class OverLink(Around):
         is_plain = replies.tree.keys() <= program.initial.keys() and replies.metrics.keys() <= set(_METRICS)
         return self.updates.is_on or bool(replies.coded) or not is_plain
 
-    def _up_alike(self, made: Frames, many: Many, step: Step) -> Replies:
+    def _up_alike(self, made: Frames, many: Many, replies: Replies, step: Step) -> Replies:
         """Sends replies whose frames are of one layout; gives those that came through whole."""
         kept = np.ones(len(many.devices), np.bool_)
         if self.ledger.gone:
@@ -311,16 +334,18 @@ class OverLink(Around):
         step.answered += int(kept.sum())
         sending = many.where(kept)
         if len(sending.devices):
-            frames = [] if made.data is None else [row.data for row in made.data[kept]]
-            kept[kept] = self.carrier.carry_alike(sending, made.num_bytes, made.kinds, step, up=True, frames=frames)
+            logged = [] if made.data is None else [row.data for row in made.data[kept]]
+            kept[kept] = self.carrier.carry_alike(sending, made.num_bytes, made.kinds, step, up=True, frames=logged)
         refused = int((kept & ~made.sound).sum())
         self.ledger.refused += refused
         step.refused += refused
         kept &= made.sound
-        return made.replies if kept.all() else made.replies.of_places(np.flatnonzero(kept).tolist())
+        rows = torch.zeros_like(replies.rows)
+        whole = Replies(replies.devices, frames.came(replies.tree), rows, replies.weight, replies.metrics)
+        return whole if kept.all() else whole.of_places(np.flatnonzero(kept).tolist())
 
-    def _compute(self, message: Message, program: Program, replies: Replies) -> dict[int, float]:
-        """Charges the boards' energy to the devices; gives how long each was at work. Units: seconds."""
+    def _compute(self, message: Message, program: Program, replies: Replies, step: Step) -> None:
+        """Charges the devices for their boards' energy and time."""
         layers = self._layers[id(program.front if message.op in (Op.FORWARD, Op.BACKWARD) else program.module)]
         trained = program.names(str(message.settings.get("train", "front" if message.op == Op.BACKWARD else "none")))
         is_tail = "z" in message.each and program.tail is not None
@@ -332,29 +357,28 @@ class OverLink(Around):
         rows = replies.metrics["rows"].numpy() if "rows" in replies.metrics else np.zeros(len(replies))
         if "nopeek" in message.settings and not is_tail:  # the distances of all pairs of rows, and their gradients
             width = math.prod(program.input_shape) + math.prod(message.each["g"].shape[2:])
-            return self._busy_alike(replies.devices, rows * (macs + 2 * rows * width))
-        return self._busy_alike(replies.devices, rows * macs)
+            self._busy_alike(replies.devices, rows * (macs + 2 * rows * width), step)
+        else:
+            self._busy_alike(replies.devices, rows * macs, step)
 
-    def _busy_alike(self, devices: tuple[int, ...], macs: Doubles) -> dict[int, float]:
+    def _busy_alike(self, devices: tuple[int, ...], macs: Doubles, step: Step) -> None:
         """Does what `_busy` does for the devices of a cohort. Shapes: [D]."""
-        many, boards = Many.of(devices), [self._group[device].board for device in devices]
-        if many is None or not boards:
-            return {device: self._busy(device, num) for device, num in zip(devices, macs.tolist(), strict=True)}
-        one = all(board is boards[0] for board in boards)
-        cycles, clock_hz, active_w = (
-            getattr(boards[0], name) if one else np.asarray([getattr(board, name) for board in boards], np.float64)
-            for name in ("cycles_per_mac_f32", "clock_hz", "active_w")
-        )
+        many = Many.of(devices)
+        if many is None:
+            for device, num in zip(devices, macs.tolist(), strict=True):
+                self._busy(device, num, step)
+            return
+        cycles, clock_hz, active_w = self._boards[:, many.at]
         busy_s = macs * cycles / clock_hz
         self.spending.charge_all(many.at, "compute", busy_s * active_w, busy_s)
-        return dict(zip(devices, busy_s.tolist(), strict=True))
+        step.busy[many.at] += busy_s
 
-    def _busy(self, device: int, macs: float) -> float:
-        """Charges a device for multiplications; gives how long they take it. Units: seconds."""
+    def _busy(self, device: int, macs: float, step: Step) -> None:
+        """Charges a device for multiplications."""
         board = self._group[device].board
         busy_s = macs * board.cycles_per_mac_f32 / board.clock_hz
         self.spending.charge(device, "compute", busy_s * board.active_w, busy_s)
-        return busy_s
+        step.busy[device] += busy_s
 
 
 def _delivered(part: Message, reached: list[_Down], told: Settings) -> Message:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
+
 from midhaul import rng
 from midhaul.config import Config
 from midhaul.errors import ConfigError
@@ -20,7 +22,7 @@ from midhaul.kit import Kit, Scheme
 from midhaul.message import Message, Op, Replies, Setting, gather
 from midhaul.runtime.band import Band
 from midhaul.runtime.choosing import Choosing
-from midhaul.runtime.ledger import Ledger
+from midhaul.runtime.ledger import Ledger, Times
 from midhaul.runtime.spending import Spending
 
 
@@ -33,8 +35,8 @@ class Metered(Fleet, Protocol):
     ledger: Ledger
     spending: Spending
     band: Band | None
-    seconds: dict[int, tuple[float, float]]
-    pace: Callable[[int], float]
+    seconds: Times
+    pace: Callable[[int], float] | None
     elapsed: Mapping[int, float]
     deadline_s: float
 
@@ -97,7 +99,7 @@ class Participation(Around):
             choosing.pace = lambda device: self.speed(device, kit.config.run.seed)
         self.ledger = fleet.ledger
         self.drops_stragglers = kit.cfg.drop_stragglers and not keeps_stragglers
-        self.seconds: dict[int, tuple[float, float]] = {}
+        self.seconds = Times()
         self.asking: frozenset[int] = frozenset()  # to be in every cohort
         self._round = -1
         self._speeds: dict[tuple[int, int], float] = {}
@@ -117,20 +119,22 @@ class Participation(Around):
         there: dict[int, Part] = {}
         for number, (message, devices) in enumerate(parts):
             if self._waits_for_all(key):
-                places, near, part = list(range(len(devices))), list(devices), message
+                near, part = devices, message
             else:
                 places = [place for place, device in enumerate(devices) if self._takes_part(device, message, key)]
                 near, part = [devices[place] for place in places], message.of_places(places)
-            if places:
+            if near:
                 there[number] = self._shortened(part, near, key), near
-        self.seconds = {}
+        self.seconds = Times()
         if there:
-            asked = [device for _, near in there.values() for device in near]
             began_s = self.ledger.simulated_seconds
-            self.spending.rest_until(asked, began_s)
             choosing = self.choosing if key.round else None
-            before = {} if choosing is None else {d: self.ledger.joules.get(str(d), 0.0) for d in asked}
-            self.fleet.pace = lambda device: self.speed(device, key.seed)
+            if self.spending.states or choosing is not None:
+                asked = [device for _, near in there.values() for device in near]
+                self.spending.rest_until(asked, began_s)
+                before = {device: self.ledger.joules.get(str(device), 0.0) for device in asked}
+            spread = self.kit.config.fleet.speed_spread
+            self.fleet.pace = (lambda device: self.speed(device, key.seed)) if spread else None
             self.fleet.elapsed, self.fleet.deadline_s = self._elapsed, self._deadline(key)
             replies = self.fleet.exchange_parts(list(there.values()), key=key)
             self._tick(key)
@@ -210,9 +214,9 @@ class Participation(Around):
         stream = rng.key(key.seed, key.round, device, rng.Use.WORK)
         return 1 + int(rng.integers(stream, 1, max(full - 1, 1))[0])
 
-    def _shortened(self, message: Message, devices: list[int], key: rng.Key) -> Message:
+    def _shortened(self, message: Message, devices: Sequence[int], key: rng.Key) -> Message:
         """Gives the message that asks stragglers for fewer epochs, or fewer steps where the work is told in steps."""
-        if message.op != Op.FIT or not self._late & set(devices):
+        if message.op != Op.FIT or self._late.isdisjoint(devices):
             return message
         asked = [message.for_device(place).settings for place in range(len(devices))]
         name = "steps" if any(settings.get("steps") for settings in asked) else "epochs"
@@ -225,13 +229,12 @@ class Participation(Around):
 
     def _tick(self, key: rng.Key) -> None:
         """Moves the clock on by the slowest device of a step, or to the deadline."""
-        self.seconds = dict(self.fleet.seconds)
-        deadline, longest, elapsed = self._deadline(key), 0.0, self._elapsed
-        for device, (air, busy) in self.seconds.items():
-            before = elapsed.get(device, 0.0)
-            after = elapsed[device] = before + (air + busy)
-            longest = max(longest, (after if after < deadline else deadline) - before)
-        self.ledger.simulated_seconds += longest
+        spent = self.seconds = self.fleet.seconds
+        devices, elapsed = spent.at.tolist(), self._elapsed
+        before = np.asarray([elapsed.get(device, 0.0) for device in devices]) if elapsed else np.zeros(len(devices))
+        after = before + (spent.air_s + spent.busy_s)
+        elapsed.update(zip(devices, after.tolist(), strict=True))
+        self.ledger.simulated_seconds += float((np.minimum(after, self._deadline(key)) - before).max(initial=0.0))
 
     def _deadline(self, key: rng.Key) -> float:
         return (self.kit.config.fleet.round_deadline_s if key.round else 0.0) or math.inf

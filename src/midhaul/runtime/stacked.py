@@ -79,11 +79,10 @@ class Stacked(Populated):
         """Gives an op's work in chunks that fit the memory: `num` with about as many rows each, more if they must."""
         rows = self._rows(message, asked, key)
         # Devices with much to do stand together, so that little of a chunk is padding.
-        counts = [-len(own) for own in rows]
-        order = [place for *_, place in sorted(zip(counts, asked, range(len(asked)), strict=True))]
-        size = self._chunk(message, rows)
-        if num == 1 and size >= len(order) and order == list(range(len(order))):
+        counts, size = [-len(own) for own in rows], self._chunk(message, rows)
+        if num == 1 and size >= len(asked) and counts == sorted(counts) and asked == sorted(asked):
             return [Job(message, asked, rows, key)] if asked else []
+        order = [place for *_, place in sorted(zip(counts, asked, range(len(asked)), strict=True))]
         work = [1 if "x" in message.tree else 1 + len(rows[place]) for place in order]
         shares: list[list[int]] = [[] for _ in range(num)]
         before, total = 0, sum(work)
@@ -219,7 +218,7 @@ class Stacked(Populated):
             named = "test" if settings.get("what") == "test" else "train"
         elif op == Op.ADAPT:
             named = "train" if settings.get("rows") == "train" else "adapt"
-        rows = [self.population.rows(device, named) for device in asked]
+        rows = self.population.rows_of(asked, named)
         if op == Op.FORWARD and named == "train":
             if int(settings.get("batch", 0)):
                 orders = Orders(asked, rows)

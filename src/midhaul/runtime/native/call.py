@@ -141,12 +141,16 @@ class Call:
 
     def plans(self, part: Part, settings: Settings) -> None:
         """Says how many steps each device goes, and how far."""
-        job, devices, each = self.job, part.devices, part.message.each_settings
-        for name, usual in (("batch", 0), ("epochs", 1), ("steps", 0), ("step", 0), ("epoch", 0)):
-            values = each.get(name)
-            same = np.full(len(devices), int(settings.get(name, usual)), np.int64)
-            setattr(job, name, self.array([int(value) for value in values] if values else same))
-        job.device = self.array(devices)
+        job, each = self.job, part.message.each_settings
+        usual = {"batch": 0, "epochs": 1, "steps": 0, "step": 0, "epoch": 0}
+        plans = np.empty((1 + len(usual), len(part.devices)), np.int64)  # a row is what C is told of all devices
+        plans[0] = part.devices
+        for place, name in enumerate(usual, start=1):
+            own = each.get(name)
+            plans[place] = [int(value) for value in own] if own else int(settings.get(name, usual[name]))
+        first = self.array(plans)
+        for place, name in enumerate(("device", *usual)):
+            setattr(job, name, first + place * plans.strides[0])
         key = part.key
         job.seed, job.round, job.use = key.seed & (2**64 - 1), key.round & (2**32 - 1), int(rng.Use.BATCH)
         job.lr = float(settings["lr"])

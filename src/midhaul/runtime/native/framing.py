@@ -1,4 +1,4 @@
-"""The frames of a cohort's replies by the compiled library: each is written and read again in one call.
+"""The frames of a cohort's replies, or the one that it is sent, by the compiled library: written and read in one call.
 
 The bytes are those of `link.frames.pack`, which does it where there is no compiler.
 
@@ -28,12 +28,17 @@ def pack(op: Op, round: int, replies: Replies, *, keeps: bool = False) -> Frames
     Raises: FrameError for what the wire has no place for.
     """
     made = frames.layout(op, round, replies)
-    if made is None or sys.byteorder != "little" or library.missing():
-        return None if made is None else frames.written(made, replies)
+    return None if made is None else written(made, keeps=keeps)
+
+
+def written(made: Layout, *, keeps: bool) -> Frames:
+    """Gives the frames of a layout, their bytes if it `keeps` them."""
+    if sys.byteorder != "little" or library.missing():
+        return frames.written(made)
     size = len(made.pattern)
     data, sound = np.empty((made.num if keeps else 1, size), np.uint8), np.empty(made.num, np.bool_)
     library.load().mk_frames_through(ctypes.byref(job(made, data, sound)))
-    return Frames(data if keeps else None, size, sound, made.kinds, frames.came(replies))
+    return Frames(data if keeps else None, size, sound, made.kinds)
 
 
 def job(made: Layout, data: Bytes, sound: npt.NDArray[np.bool_]) -> Fields:
