@@ -59,6 +59,8 @@ class Kit:
     groups: tuple[Group, ...] = ()  # the devices by what lies on them; `program` is the largest of theirs
     lr_share: float = 1.0  # of the run's learning rates, which `cfg` has multiplied by it already
     half: HalfSteps | None = None  # what steps the server's half where it can; else autograd does
+    first: rng.First = rng.first_of_permutation  # draws a cohort
+    mean: Callable[[Tree, Tensor], Tree] = tree.weighted_mean  # of what a cohort sends
 
     @property
     def cfg(self) -> SchemeConfig:
@@ -124,7 +126,7 @@ class Kit:
         num = self.cohort_size(len(fleet.devices))
         choosing: Chooser | None = getattr(fleet, "choosing", None)
         drawn = (
-            rng.choose(key._replace(use=int(rng.Use.COHORT)), num, fleet.devices)
+            rng.choose(key._replace(use=int(rng.Use.COHORT)), num, fleet.devices, self.first)
             if choosing is None
             else choosing.cohort(num, key, fleet.devices)
         )
@@ -386,7 +388,7 @@ def step_towards(server: Server, up: Replies, kit: Kit, key: rng.Key) -> Server:
 
     With `meta_optimizer` mean it goes the share `meta_lr` of the way; with adam the way there is Adam's gradient.
     """
-    cfg, mean = kit.cfg, tree.weighted_mean(up.tree, torch.ones(len(up)))
+    cfg, mean = kit.cfg, kit.mean(up.tree, torch.ones(len(up)))
     share = cfg.meta_lr * (1.0 - (key.round - 1) / kit.config.run.rounds if cfg.meta_anneal else 1.0)
     if cfg.meta_optimizer == "mean":
         return replace(server, tree=tree.zip_with(server.tree, mean, lambda now, there: now.lerp(there, share)))

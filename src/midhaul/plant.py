@@ -43,6 +43,7 @@ from midhaul.runtime.coding import Coding, plan_coding
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.groups import Groups
 from midhaul.runtime.loop import Loop
+from midhaul.runtime.native import cohort
 from midhaul.runtime.native.half import Half
 from midhaul.runtime.places import places
 from midhaul.runtime.stacked import Stacked
@@ -211,6 +212,8 @@ def build(
     by_kernels = rear is not None and config.run.engine != "loop" and found.is_host
     half = Half(rear, config.run.kernels) if rear is not None and by_kernels else None
     kit = dataclasses.replace(kit, groups=groups, most_rows=variants.most_rows(federation.train), half=half)
+    if config.run.engine != "loop" and config.run.kernels != "torch":
+        kit = dataclasses.replace(kit, first=cohort.first_of_permutation, mean=cohort.weighted_mean)
     training = [group for group in groups if group.devices]
     needs = tuple(variants.need_of(g, kit, chosen, _module(g, chosen, prepared), federation) for g in training)
     tightest = variants.tightest(needs)

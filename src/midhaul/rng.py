@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -79,6 +79,9 @@ class Key(NamedTuple):
         counter[:, 0] = np.arange(blocks, dtype=np.uint32)
         counter[:, 1:] = (self.round & _MASK, self.device & _MASK, self.use & _MASK)
         return philox(counter, self.seed).reshape(-1)[:num]
+
+
+First = Callable[[Key, int, int], npt.NDArray[np.int64]]
 
 
 def key(seed: int, round: int, device: int, use: Use) -> Key:
@@ -220,9 +223,11 @@ def _side_by_side(names: Words, seed: int, num: int) -> Words:
     return philox(counter.reshape(-1, 4), seed).reshape(len(names), 4 * blocks)[:, :num]
 
 
-def choose(key: Key, num: int, population: Sequence[int]) -> tuple[int, ...]:
-    """Gives `num` members of the population without repetition, in ascending order."""
-    return tuple(sorted(population[i] for i in first_of_permutation(key, num, len(population)).tolist()))
+def choose(key: Key, num: int, population: Sequence[int], first: First | None = None) -> tuple[int, ...]:
+    """Gives `num` members of the population without repetition, in ascending order; `first` does what
+    `first_of_permutation` does."""
+    places = (first or first_of_permutation)(key, num, len(population))
+    return tuple(sorted([population[place] for place in places.tolist()]))
 
 
 def first_of_permutation(key: Key, num: int, size: int) -> npt.NDArray[np.int64]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from midhaul import rng, tree
+from midhaul import rng
 from midhaul.config import SchemeConfig
 from midhaul.distil import (
     answers,
@@ -67,7 +67,7 @@ def learn(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, head: bool = 
     if is_open(kit, "return"):
         x = public_rows(kit, key)
         large = distil_large(kit, large, x, ensemble(kit, up, x), key, head=head)
-    return Server(tree.weighted_mean(up.tree, up.weight), large), mean_loss(up)
+    return Server(kit.mean(up.tree, up.weight), large), mean_loss(up)
 
 
 def init_logits(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from midhaul import rng, tree
+from midhaul import rng
 from midhaul.config import SchemeConfig
 from midhaul.distil import (
     answers,
@@ -49,7 +49,7 @@ def round_feddf(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Round:
     up = fleet.exchange(message, devices=kit.cohort(fleet, key), key=key)
     if not len(up):
         return server, {}
-    tiny, large, x = tree.weighted_mean(up.tree, up.weight), server.large, public_rows(kit, key)
+    tiny, large, x = kit.mean(up.tree, up.weight), server.large, public_rows(kit, key)
     if kit.cfg.exchange_epochs:
         logits = ensemble(kit, up, x)
         if len(up) > 1:  # an ensemble of one is its own teacher: nothing but Adam's share of rounding would come of it

@@ -40,7 +40,7 @@ def average(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, mu: float) 
     up = train_cohort(server, fleet, kit, key, mu=mu)
     if not len(up):
         return server, {}
-    return Server(tree.merge(server.tree, tree.weighted_mean(up.tree, up.weight))), mean_loss(up)
+    return Server(tree.merge(server.tree, kit.mean(up.tree, up.weight))), mean_loss(up)
 
 
 def round_fedavg(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server, dict[str, float]]:
@@ -60,7 +60,7 @@ def round_fedadam(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple
     if not len(up):
         return server, {}
     now = tree.select(server.tree, up.tree)
-    update = tree.subtract(tree.weighted_mean(up.tree, up.weight), now)
+    update = tree.subtract(kit.mean(up.tree, up.weight), now)
     first = server.state.get("first", tree.zeros_like(now))
     second = server.state.get("second", tree.map(now, lambda v: torch.full_like(v, cfg.tau**2)))
     first = tree.add(tree.scale(first, cfg.beta1), update, alpha=1.0 - cfg.beta1)

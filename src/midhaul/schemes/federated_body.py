@@ -27,7 +27,7 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
     up = fleet.exchange(kit.fit(body, train="body", send="body"), devices=kit.cohort(fleet, key), key=key)
     if not len(up):
         return server, {}
-    return Server(tree.merge(server.tree, tree.weighted_mean(up.tree, up.weight))), mean_loss(up)
+    return Server(tree.merge(server.tree, kit.mean(up.tree, up.weight))), mean_loss(up)
 
 
 def evaluate(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:

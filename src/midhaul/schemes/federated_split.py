@@ -29,7 +29,7 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key, *, copies: bool)
     num_rows = dict(zip(there.devices, there.weight.tolist(), strict=True))
     loss, rows = side_by_side(num_rows, halves, fleet, kit, key, copies=copies)
     back = fleet.exchange(Message(Op.READ, settings={"send": "whole"}), devices=there.devices, key=key)
-    front = tree.merge(server.tree, tree.weighted_mean(back.tree, back.weight)) if len(back) else server.tree
+    front = tree.merge(server.tree, kit.mean(back.tree, back.weight)) if len(back) else server.tree
     large, memory = mean_half(halves, there.weight) if copies else next(iter(halves.values()))
     return Server(front, large, {"optimizer": memory}), {"train_loss": loss / max(rows, 1.0)}
 

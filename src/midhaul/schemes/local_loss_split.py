@@ -42,7 +42,7 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
             local = kit.fit({}, train="whole", send="none", epoch=epoch, step=number)
             fleet.exchange(replace(local, each_settings={"steps": steps}), devices=devices, key=key)
     back = fleet.exchange(Message(Op.READ, settings={"send": "whole"}), devices=there.devices, key=key)
-    tiny = tree.merge(server.tree, tree.weighted_mean(back.tree, back.weight)) if len(back) else server.tree
+    tiny = tree.merge(server.tree, kit.mean(back.tree, back.weight)) if len(back) else server.tree
     large, memory = next(iter(half.values()))
     return Server(tiny, large, {"optimizer": memory}), {"train_loss": total / max(rows, 1.0)}
 

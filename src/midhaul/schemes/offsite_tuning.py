@@ -78,7 +78,7 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
     up = fleet.exchange(message, devices=kit.cohort(fleet, key), key=key)
     if not len(up):
         return server, {}
-    mean = tree.weighted_mean(up.tree, up.weight)
+    mean = kit.mean(up.tree, up.weight)
     plugged = tree.merge(server.large, emulator.of_large(mean))
     return Server(tree.merge(server.tree, mean), plugged), mean_loss(up)
 

@@ -49,7 +49,7 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
                 Message(Op.BACKWARD, each={"g": g}, rows=up.rows, settings=step), devices=up.devices, key=key
             )
     back = fleet.exchange(Message(Op.READ, settings={"send": "lora"}), devices=there.devices, key=key)
-    mean = tree.weighted_mean(back.tree, back.weight) if len(back) else {}
+    mean = kit.mean(back.tree, back.weight) if len(back) else {}
     return Server(tree.merge(server.tree, mean), server.large, server.state), {"train_loss": total / max(rows, 1.0)}
 
 

@@ -132,6 +132,7 @@ def _load() -> ctypes.CDLL:
     library.mk_frame_is_sound.argtypes = [POINTER(Fields), c_int64]
     library.mk_crc32.argtypes, library.mk_crc32.restype = [c_void_p, c_int64], ctypes.c_uint32
     library.mk_crc_prepare()
+    library.mk_mean.argtypes, library.mk_mean.restype = [c_void_p, c_void_p, c_int64, c_int64, c_void_p], None
     library.mk_permutation.argtypes = [c_uint64, *[ctypes.c_uint32] * 3, c_int64, POINTER(c_int64)]
     library.mk_permutation.restype = None
     return library
