@@ -212,10 +212,18 @@ class Mortal(Tiny):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for mark in self.marks:
-            if os.getpid() != self.home and not Path(mark).exists():
-                Path(mark).touch()
+            if os.getpid() != self.home and first(mark):
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(x)
+
+
+def first(mark: str) -> bool:
+    """Makes a file; tells whether it is this process that made it, for two may be at it at once."""
+    try:
+        Path(mark).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def mortal(marks: list[str]) -> Program:
@@ -239,6 +247,38 @@ def test_a_worker_that_is_killed_in_mid_round_costs_its_chunk_again_and_no_more(
     assert tree.sha256(ends[0]) == tree.sha256(ends[1])
     assert workers.repeated == before + 1
     assert told == ["round 1: a worker died; a chunk of devices was done again"]
+
+
+class Fatal(dict[str, Any]):
+    """Arrays that kill the first process that takes them in, which happens before it begins the chunk."""
+
+    def __init__(self, mark: str, arrays: Arrays) -> None:
+        super().__init__(arrays)
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return taken_in, (self.mark, dict(self))
+
+
+def taken_in(mark: str, arrays: Arrays) -> Arrays:
+    if first(mark):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return arrays
+
+
+def test_a_chunk_that_no_process_had_begun_is_not_done_again(
+    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit, program, population = setting(SCHEMES["fedavg"])
+    on, before, told, deal = Cluster(program, population, workers), workers.repeated, list[str](), workers.do
+    monkeypatch.setattr(workers, "tell", told.append)
+    monkeypatch.setattr(workers, "do", lambda orders, tree: deal(orders, Fatal(str(tmp_path / "killed"), tree)))
+    message = kit.fit(program.initial, train="whole", send="whole")
+    found = on.exchange(message, key=rng.Key(0, 1, rng.SERVER, 0))
+    wanted = Cut(program, population)
+    assert tree.sha256(found.tree) == tree.sha256(wanted.exchange(message, key=rng.Key(0, 1, rng.SERVER, 0)).tree)
+    assert (tmp_path / "killed").exists()
+    assert (workers.repeated, told) == (before, [])
 
 
 def test_what_devices_remember_outlives_every_worker(workers: Workers) -> None:

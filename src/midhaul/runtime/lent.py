@@ -135,7 +135,8 @@ class Order:
 class Done:
     """What a chunk came to: the replies, and what the devices keep of it.
 
-    `computed` has for each op why the kernels didn't do it, or nothing if they did. `attempt` 0 is the first.
+    `computed` has for each op why the kernels didn't do it, or nothing if they did. `repeated`: it had been
+    begun before, by a process that died.
     """
 
     devices: tuple[int, ...]
@@ -146,7 +147,7 @@ class Done:
     own: list[tuple[str, list[int], Array]]
     velocity: list[tuple[str, list[int], Array]]
     computed: dict[int, str]
-    attempt: int
+    repeated: bool
 
     def keep(self, fleet: Stacked) -> Replies:
         """Puts what the devices keep into the fleet that remembers for them, and gives the replies."""
@@ -197,14 +198,14 @@ class Lent:
         self.kept.append((name, devices, array(values)))
 
 
-def work(kernels: Kernels, population: Population, base: Arrays, order: Order, tree: Arrays, attempt: int = 0) -> Done:
+def work(kernels: Kernels, population: Population, base: Arrays, order: Order, tree: Arrays) -> Done:
     """Does a chunk's op: the same arithmetic as in the process that remembers, on what was sent of its memory."""
     job = order.job(trees(tree))
     memory = Lent(kernels.program, population, kernels, job.devices, trees(base), trees(order.velocity))
     up = Chunk(memory, job.message, job.devices, job.rows, job.key).run()
     parts = (arrays(up.tree), array(up.rows), array(up.weight), arrays(up.metrics))
     computed = dict.fromkeys(map(int, kernels.done), "") | {int(op): why for op, why in kernels.refused.items()}
-    return Done(up.devices, *parts, memory.own, memory.kept, computed, attempt)
+    return Done(up.devices, *parts, memory.own, memory.kept, computed, repeated=False)
 
 
 def array(value: Tensor) -> Array:

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from midhaul.sentences import Sentence
 RETRIES = 3
 _MAX_HOMES = 64
 _KNOCK_S = 10.0
+_BEGUN = "midhaul: chunks begun"  # where the cluster notes them, for a worker that dies can't tell
 # Ray asks and tells too much by default. Set before it is imported; what a person has set stays.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -48,6 +50,7 @@ class Worker:
     def work(self, order: Order, tree: Arrays) -> Done:
         """Does an op on a chunk of devices."""
         ray = _ray()
+        mark, repeated = _begin()
         name, base = order.home[0].hex(), order.base[0].hex()
         if name not in self._homes:
             home, x, y = ray.get([order.home[0], *order.rows])
@@ -57,8 +60,9 @@ class Worker:
             self._homes[name] = home.open(x, y)
         if self._bases.get(name, ("", {}))[0] != base:
             self._bases[name] = (base, ray.get(order.base[0]))
-        attempt = int(ray.get_runtime_context().worker.core_worker.get_current_task_attempt_number())
-        return lent.work(*self._homes[name], self._bases[name][1], order, tree, attempt)
+        done = lent.work(*self._homes[name], self._bases[name][1], order, tree)
+        _marks()._internal_kv_del(mark, namespace=_BEGUN)
+        return replace(done, repeated=repeated)
 
 
 class Workers:
@@ -158,7 +162,7 @@ class Workers:
                 self._replace(number)
         else:
             raise EngineError(f"machines of the cluster went away {self.retries + 1} times in round {number}")
-        if again := sum(one.attempt > 0 for one in done):
+        if again := sum(one.repeated for one in done):
             self.repeated += again
             chunks = "a chunk of devices was" if again == 1 else f"{again} chunks of devices were"
             self.tell(Sentence(f"round {number}: a worker died; {chunks} done again", "workers", level="warning"))
@@ -306,6 +310,19 @@ def _ray() -> Any:
         return import_module("ray")
     except ImportError:
         raise DependencyError("the engine cluster needs Ray, which isn't installed; install midhaul[cluster]") from None
+
+
+def _begin() -> tuple[str, bool]:
+    """Notes with the cluster that this task's chunk is begun; gives the mark, and whether an earlier attempt had begun.
+
+    Ray counts attempts too, but also those that never reached a process: a task that was on its way to one that died.
+    """
+    mark = _ray().get_runtime_context().get_task_id()
+    return mark, bool(_marks()._internal_kv_put(mark, b"", overwrite=False, namespace=_BEGUN))
+
+
+def _marks() -> Any:
+    return import_module("ray.experimental.internal_kv")
 
 
 def _first_line(error: BaseException) -> str:
