@@ -45,9 +45,13 @@ class Confirmed:
 
     @property
     def sure(self) -> float:
-        """The mean less the standard error, what about five of six runs come to: of the run, or of others if less."""
-        own = self.mean - self.error
-        return own if self.others is None else min(own, self.others.sure)
+        """The mean less its own standard error: of the run, or of other seeds' runs if that is less.
+
+        The error of a mean over draws is their deviation over the root of their number, of one draw that of its rows.
+        """
+        num, p = len(self.accuracies), self.mean
+        error = self.spread / math.sqrt(num) if num > 1 else math.sqrt(p * (1.0 - p) / max(self.num_rows, 1))
+        return p - error if self.others is None else min(p - error, self.others.sure)
 
     def interval(self, share: float = 0.9) -> tuple[float, float]:
         """Gives what such a share of runs come to.
@@ -97,5 +101,5 @@ class Draws:
         return Confirmed(accuracies, self.num_rows, rounds, self.num_tested, self.is_whole, others)
 
     def first(self, accuracy: float) -> int | None:
-        """Gives the first round after which the run will surely be as accurate: the mean less its standard error is."""
+        """Gives the first round after which the mean less its standard error is as accurate."""
         return next((n for n in range(1, self.rounds + 1) if self.at(n).sure >= accuracy), None)

@@ -34,7 +34,8 @@ from midhaul.server import Progress
 
 _FINALISTS = 2  # schemes whose settings are varied
 _LEAST = 4  # rounds of the first rung: a curve through fewer says nothing
-_CONFIRMED = 5  # candidates that are tried on other rows, at most
+_CONFIRMED = 6  # candidates that are tried on other rows, at most
+_FALLEN = 3  # of a scheme that fell there, after which another scheme's come first
 _SPARE = 1.5  # a run may take so many times the rounds that were expected, if the limits allow it
 Rank = tuple[float, float, float]
 
@@ -269,7 +270,8 @@ class _Search:
     def confirm(self, draws: int) -> None:
         """Tries the best candidate on other rows, until the one that is the best then was: a few at most."""
         for _ in range(_CONFIRMED if draws else 0):
-            best = self._sorted(self.tried)[0]
+            ahead = self._sorted(self.tried)
+            best = next((one for one in ahead if not self._fallen(one)), ahead[0])
             if id(best) in self.confirmed:
                 return
             expected = best.forecast(self.aim, self.most).rounds
@@ -286,6 +288,13 @@ class _Search:
                 self._refuse(best.candidate, error, "on other rows: ")
             else:
                 self.confirmed[id(best)] = best.confirmed(self.goal, found)
+
+    def _fallen(self, one: Probe) -> bool:
+        """Tells whether a candidate was not confirmed, or enough of its scheme weren't for others to come first."""
+        if (known := self.confirmed.get(id(one))) is not None:
+            return known.rounds is None
+        own = [self.confirmed.get(id(other)) for other in self.tried if other.candidate.scheme == one.candidate.scheme]
+        return sum(other is not None and other.rounds is None for other in own) >= _FALLEN
 
     def _forecast(self, one: Probe) -> Forecast:
         return self.confirmed.get(id(one)) or one.forecast(self.aim, self.most)

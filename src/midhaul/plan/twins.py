@@ -32,11 +32,10 @@ class Twin:
 def twin(federation: Federation, config: Config, draw: int, draws: int) -> Twin | None:
     """Gives the run's devices with others of their rows, or other people, to test on in each of so many draws.
 
-    None where none are like the run's test: new devices that adapt, episodes, and devices of a made partition that test
-    on their own rows, since nobody else's are mixed like them.
+    None where none are like the run's test: new devices that adapt, and episodes.
     """
     natural = config.data.partition == "natural"
-    if federation.classes or any(map(len, federation.adapt)) or (federation.own_test and not natural):
+    if federation.classes or any(map(len, federation.adapt)):
         return None
     spare = _spare(federation, config)
     if federation.own_test:
@@ -63,8 +62,10 @@ def _spare(federation: Federation, config: Config) -> np.ndarray:
 
 def _own_rows(federation: Federation, config: Config, spare: np.ndarray, draw: int, draws: int) -> Twin:
     """Gives each device half as many rows to test on as it has in the run: its own that it wasn't dealt, where there
-    are as many for every draw, else of those that it learns from."""
+    are as many for every draw, else of those that it learns from: in a made partition no others are like them."""
     device = federation.dataset.device
+    if config.data.partition != "natural":
+        spare = spare[:0]
     trains, tests, is_whole = [], [], True
     for train, test in zip(federation.train, federation.test, strict=True):
         num = min(round(PART * len(test)), len(train) - 1)
