@@ -5,14 +5,17 @@ One process imports everything and forks a child for each command; it starts no 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +163,27 @@ def wait_for(what: Callable[[], bool], terminal: Terminal, seconds: float = 100.
     while not what():
         assert time.monotonic() < end, f"{terminal.words} is still at it:\n{terminal.err}"
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def listening(folder: Path) -> Iterator[int]:
+    """Something that shows a certificate to whoever comes."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.crt", folder / "server.key")
+    with socket.create_server(("127.0.0.1", 0)) as door:
+
+        def shake() -> None:
+            while True:
+                try:
+                    near, _ = door.accept()
+                except OSError:
+                    return
+                with contextlib.suppress(OSError), context.wrap_socket(near, server_side=True):
+                    pass
+                near.close()
+
+        thread = threading.Thread(target=shake, daemon=True)
+        thread.start()
+        yield door.getsockname()[1]
+        door.shutdown(socket.SHUT_RDWR)
+        thread.join(5.0)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import shutil
 import socket
-import ssl
-import threading
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
-from terminals import Terminals, free_port
+from terminals import Terminals, free_port, listening
 
 from midhaul import config as settings
 from midhaul import train, tree
@@ -252,20 +248,3 @@ def test_a_certificate_for_another_host_or_of_last_week_is_told(
     for name, word in (("wrong", "is not for localhost"), ("old", "has expired")):
         with listening(tmp_path / name) as port:
             assert word in str(desk.distrust(f"localhost:{port}", shown[name]))
-
-
-@contextlib.contextmanager
-def listening(folder: Path) -> Iterator[int]:
-    """Something that shows a certificate to whoever comes first."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "server.crt", folder / "server.key")
-    with socket.create_server(("127.0.0.1", 0)) as door:
-
-        def shake() -> None:
-            with contextlib.suppress(OSError), context.wrap_socket(door.accept()[0], server_side=True):
-                pass
-
-        thread = threading.Thread(target=shake)
-        thread.start()
-        yield door.getsockname()[1]
-        thread.join()

@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
@@ -358,6 +359,78 @@ def test_lies_are_refused_and_counted_by_kind() -> None:
         assert made.server.refused == {"malformed": 4, "non_finite": 1, "stale": 2, "duplicate": 1}
         assert made.server.peers["liar"].refused == made.server.refused
         liar.close()
+
+
+def test_what_a_gateway_can_not_do_or_is_too_large_is_counted() -> None:
+    with town(max_bytes=5000) as made:
+        made.gateway("honest", 1, 2, 3, 4)
+        liar = Liar(made, "liar", 0)
+        made.server.wait(10.0)
+        thread, found = ask_beside(made, made.fit())
+        liar.remember()
+        asked = liar.next()
+        liar.say(Envelope(Sign.REPLIES, liar.run, asked.seq, asked.round, bytes(5001)))
+        thread.join(5.0)
+        assert found[0].devices == (1, 2)
+        thread, found = ask_beside(made, made.fit())
+        asked = liar.next()
+        liar.say(Envelope(Sign.FAILED, liar.run, asked.seq, asked.round, b"a board\nburned"))
+        thread.join(5.0)
+        assert found[0].devices == (1, 2)
+        assert made.server.refused == {"too_large": 1, "failed": 1}
+        assert "gateway liar: failed refused: a board burned" in made.told
+        assert "gateway liar: too_large refused: a payload of 5001 bytes; at most 5000 are taken here" in made.told
+        liar.close()
+
+
+@contextmanager
+def odd_server(*streams: list[bytes]) -> Iterator[str]:
+    """A server that says these bytes to whoever was welcome, stream by stream, and goodbye where there are no more."""
+    left = list(streams)
+
+    def serve(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        yield from seal(Envelope(Sign.CHALLENGE, 7, 0, 0, bytes(hello.NONCE_BYTES)))
+        next(requests)
+        yield from seal(Envelope(Sign.WELCOME, 7, 0, 0, b"\0"))
+        yield from left.pop(0) if left else seal(Envelope(Sign.GOODBYE, 7, 0, 0, b""))
+        threading.Event().wait(0.2)
+
+    server = grpc.server(ThreadPoolExecutor(4))
+    handler = grpc.stream_stream_rpc_method_handler(serve)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(channel.SERVICE, {channel.METHOD: handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(0.0).wait()
+
+
+def test_a_gateway_refuses_what_its_server_can_not_have_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("midhaul.runtime.gateway.FIRST_WAIT_S", 0.01)
+    _, program, population = setting(SCHEMES["fedavg"])
+    changed = bytearray(next(iter(seal(Envelope(Sign.DUMP, 7, 1, 0, b"x")))))
+    changed[-1] ^= 1
+    large = next(iter(seal(Envelope(Sign.RESTORE, 7, 1, 0, bytes(2000)))))
+    of_another = next(iter(seal(Envelope(Sign.DUMP, 8, 1, 0, b""))))
+    unreadable = list(seal(Envelope(Sign.EXCHANGE, 7, 1, 1, b"no ask")))
+    lines: list[str] = []
+
+    def come(address: str) -> Gateway:
+        engine = Stacked(program, population)
+        made = Gateway(engine, Models({}), address=address, token=TOKEN, name="one", max_bytes=1000)
+        made.tell = lines.append
+        return made
+
+    with odd_server([b"?"], [bytes(changed)], [large], [of_another], unreadable) as address:
+        made = come(address)
+        made.run()
+        assert made.refused == {"malformed": 2, "too_large": 1, "stale": 1}
+        assert made.connections == 6
+        assert made.done == 1  # it answered that it can't do what it couldn't read
+        assert [line for line in lines if "its bytes changed on the way" in line]
+        assert [line for line in lines if line.startswith("EXCHANGE of round 1 can't be done")]
+    why = "can't be understood, 10 times without anything sound between"
+    with odd_server(*[[b"?"]] * 20) as address, pytest.raises(EngineError, match=why):
+        come(address).run()
 
 
 def replace_round(round: int) -> rng.Key:

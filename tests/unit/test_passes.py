@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import datetime
 import json
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from midhaul.federation import certs, passes
+from midhaul.errors import EngineError
+from midhaul.federation import certs, desk, join, passes
 from midhaul.federation.passes import Bearer, Guard, PassError
 
 
@@ -77,6 +81,40 @@ def test_what_was_changed_on_the_way_is_refused(folder: Path) -> None:
     for bad in (b"", b"{}", b"[1]", b'{"body": 1, "proof": 2, "certificate": 3}', b"\xff", b"[" * 100_000):
         with pytest.raises(PassError, match="isn't one"):
             guard.check(bad, "Join")
+
+
+def test_a_secret_lies_there_as_long_as_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with desk.shared_secret(7, "seven"):
+        assert desk.read_secret(7) == "seven"
+        assert stat.S_IMODE(desk.secret_path(7).stat().st_mode) == 0o600
+        killed = desk.secret_path(5)
+        killed.write_text("of a server that was killed")
+        with desk.shared_secret(8, "eight"):
+            assert not killed.exists()
+            assert (desk.read_secret(7), desk.read_secret(8)) == ("seven", "eight")
+        assert [path.name for path in desk.secret_path(7).parent.iterdir()] == ["7.secret"]
+    assert not list(desk.secret_path(7).parent.iterdir())
+
+
+def test_who_read_a_secret_too_early_reads_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shown: list[str] = []
+
+    def ask(address: str, what: str, bearer: Bearer) -> dict[str, Any]:
+        shown.append(bearer.secret)
+        if shown == [""]:
+            server.enter_context(desk.shared_secret(7, "seven"))  # it opens while this pass is on its way
+        if bearer.secret != "seven" or len(shown) > 2:
+            raise EngineError(f"refused {bearer.name}")
+        return {"token": "t"}
+
+    monkeypatch.setattr(desk, "ask", ask)
+    with contextlib.ExitStack() as server:
+        found = join._enrol("127.0.0.1:7", None, "a", 5.0, lambda line: None)
+        assert (found, shown) == ({"token": "t"}, ["", "seven"])
+        with pytest.raises(EngineError, match="refused a"):
+            join._enrol("127.0.0.1:7", None, "a", 5.0, lambda line: None)
 
 
 def test_on_a_loopback_a_secret_is_enough() -> None:

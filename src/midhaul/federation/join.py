@@ -172,14 +172,18 @@ def _enrol(address: str, tls: Path | None, name: str, patience_s: float, tell: T
     """Shows a pass until somebody is there to look at it. Raises: EngineError at the end of its patience."""
     wait_s, began, has_told = FIRST_WAIT_S, time.monotonic(), False
     while True:
+        shown = desk.bearer(address, tls, name)
         try:
-            return desk.ask(address, "Join", desk.bearer(address, tls, name))
+            return desk.ask(address, "Join", shown)
         except Unreachable as error:
             if time.monotonic() - began > patience_s:
                 raise EngineError(f"{error}, and there was none for {patience_s:g} s; start `midhaul serve`") from None
             if not has_told:
                 tell(f"{error} yet; looking for it for up to {patience_s:g} s")
                 has_told = True
+        except EngineError:
+            if desk.bearer(address, tls, name).secret == shown.secret:
+                raise  # else what it showed was read before this server had put down its own
         time.sleep(wait_s)
         wait_s = min(2.0 * wait_s, LONGEST_WAIT_S)
 

@@ -11,6 +11,7 @@ import queue
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ from midhaul.sentences import Sentence
 from midhaul.tree import Tree
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0  # between two tries to reach the server; each is twice the one before
+MAX_ODD = 10  # streams in a row that brought nothing but what can't be read
 _DONE, _FAILED = Sign.DONE, Sign.FAILED
 
 
@@ -79,6 +81,7 @@ class Gateway:
         self.tell: Callable[[str], None] = lambda line: None
         self.saw: Callable[[Ask, Answer], None] = lambda ask, answer: None  # each exchange that was done
         self.done = 0  # turns
+        self.refused: Counter[str] = Counter()  # what the server sent and wasn't taken, by kind
         self.connections = 0
         self._token, self._credentials, self._options = token, credentials, options
         self._settings = channel.options(keepalive_s)
@@ -104,15 +107,22 @@ class Gateway:
         Raises: EngineError where the server refuses it, or was away for longer than its patience.
         """
         grpc = channel.load()
-        wait_s, last = FIRST_WAIT_S, time.monotonic()
+        wait_s, last, odd = FIRST_WAIT_S, time.monotonic(), 0
         while not self._stop.is_set():
-            before = self.connections
+            before, done = self.connections, self.done
             try:
                 if self._session(grpc):
                     return
                 why = "the stream ended"
             except Refused as error:  # what came can't have been sent so: the next stream may be sound
-                why = str(error)
+                why = f"{error.kind} refused: {error}"
+                self.refused[str(error.kind)] += 1
+                odd = odd + 1 if self.done == done else 1
+                if odd == MAX_ODD:
+                    raise EngineError(
+                        f"the server at {self.address} can't be understood, {odd} times without anything sound between "
+                        f"({why}); install the same midhaul on both sides"
+                    ) from None
             except grpc.RpcError as error:
                 why = _sentence(error)
                 if error.code() in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED):
