@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check repro bench clean
+.PHONY: help demo test test-flower check repro bench clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Torch first and by itself: from a package index that also has CUDA builds, anything else asks for one of these.
 $(READY): pyproject.toml
@@ -30,6 +30,19 @@ demo: $(READY)  ## seven schemes on data inside a dependency: a table and a repo
 
 test: $(READY)  ## every test
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+# Flower takes an older protobuf than other extras, so it has an environment of its own.
+FLOWER := build/flower-venv
+FLOWER_READY := $(FLOWER)/.ready
+
+$(FLOWER_READY): pyproject.toml
+	$(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(FLOWER)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[flower]' pytest==9.2.0
+	@touch $@
+
+test-flower: $(FLOWER_READY)  ## what needs Flower: SuperLink, SuperNodes, node keys; minutes, as Flower polls
+	$(FLOWER)/bin/python -m pytest tests/contract/test_over_flower.py tests/contract/test_messages.py -k flower
 
 check: $(READY)  ## what CI runs: lint, types, layers, tests
 	$(BIN)/ruff check .

@@ -110,7 +110,7 @@ def test_a_project_for_flower(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main([*words, "--transport", "messages"]) == 0
     assert "flwr run" in capsys.readouterr().out
     made = tomllib.loads((out / "pyproject.toml").read_text())
-    assert made["tool"]["flwr"]["app"]["components"]["serverapp"] == "midhaul_run.apps:server"
+    assert made["tool"]["flwr"]["app"]["components"]["serverapp"] == "midhaul_run.server:app"
     assert made["tool"]["flwr"]["app"]["config"]["transport"] == "messages"
     assert not any(name.startswith("torch") for name in made["project"]["dependencies"])
     assert settings.read(out / "midhaul_run" / "run.toml").scheme.name == "fedrep"

@@ -22,7 +22,7 @@ import pytest
 from midhaul.cli import main
 from midhaul.config import Config
 from midhaul.errors import ConfigError, DependencyError, EngineError
-from midhaul.federation import certs, children, gate, project, superlink, supernode
+from midhaul.federation import certs, children, gate, project, resident, superlink, supernode
 from midhaul.federation.children import Child
 from midhaul.federation.events import Listener, Teller
 from midhaul.federation.join import Share
@@ -67,7 +67,7 @@ def test_what_the_apps_are_told_is_what_they_know(tmp_path: Path) -> None:
     assert told.keys() == made.keys()  # `flwr run` refuses others
     assert all(type(told[name]) is type(made[name]) for name in told)
     share = Share(data='har:subjects="1"', changes=("data.seed=1", 'run.keys="a"'), gives_rows=True)
-    node = tomllib.loads(supernode.node_config(share, "north", 5.0, tmp_path))
+    node = tomllib.loads(supernode.node_config(share, "north", 5.0, tmp_path, tmp_path / "socket"))
     assert (node["data"], node["gives_rows"], node["patience"]) == ('har:subjects="1"', True, 5.0)
     assert json.loads(node["set"]) == list(share.changes)
 
@@ -173,6 +173,32 @@ def test_apps_tell_in_whole_lines(tmp_path: Path) -> None:
     assert listener.news() == [{"event": "done"}]
     Teller("").line("nobody listens")
     Teller(str(tmp_path / "gone" / "events")).line("nobody listens any more")
+
+
+def test_a_resident_answers_process_after_process(tmp_path: Path) -> None:
+    def answer(said: resident.Content) -> resident.Content:
+        if said["kind"] == "odd":
+            raise ConfigError("that is odd")
+        if said["kind"] == "broken":
+            raise ValueError("seven")
+        return {"kind": said["kind"], "twice": said["data"] * 2}
+
+    made = resident.Resident(tmp_path / "socket", answer)
+    made.start()
+    path = str(made.path)
+    assert resident.ask(path, {"kind": "é", "data": b"\n0"}) == {"kind": "é", "twice": b"\n0\n0"}
+    assert resident.ask(path, {"kind": "odd"}) == {"error": "that is odd"}
+    assert resident.ask(path, {"kind": "broken"}) == {"error": "the gateway failed with ValueError: seven"}
+    code = "import sys; from midhaul.federation import resident, clientapp; "
+    code += "print(resident.ask(sys.argv[1], {'kind': 'b', 'data': 'a'})['twice'], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["aa", "False"]  # the process that Flower starts imports next to nothing
+    made.close()
+    assert not made.is_alive()
+    with pytest.raises(EngineError, match="is gone"):
+        resident.ask(path, {"kind": "c", "data": "a"})
+    with pytest.raises(EngineError, match="is damaged"):
+        resident.unpack(b"no\n")
 
 
 def test_a_child_is_heard_and_ends_when_told(tmp_path: Path) -> None:

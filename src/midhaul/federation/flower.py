@@ -1,4 +1,4 @@
-"""A run as Flower's apps, over its Message API: a ServerApp that runs the scheme, a ClientApp that is a gateway.
+"""A run over Flower's Message API: the ServerApp that runs the scheme, and what a ClientApp (`clientapp.py`) does.
 
 SuperLink and SuperNodes give membership, TLS, authentication of nodes and the runs' management. A message of Flower
 takes seconds and a process, so with the transport `stream` each SuperNode is sent one message, with the address and the
@@ -19,15 +19,15 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from midhaul import config as settings
 from midhaul import train
 from midhaul.config import Config
-from midhaul.errors import ConfigError, DependencyError, EngineError, MidhaulError
+from midhaul.errors import ConfigError, EngineError, MidhaulError
 from midhaul.federation import join, messages, metrics, serve
+from midhaul.federation.clientapp import RECORD, load, short
 from midhaul.federation.events import Teller
 from midhaul.federation.join import Rounds, Share
 from midhaul.federation.messages import Content, Messages
@@ -42,7 +42,6 @@ from midhaul.train import Result, Tell
 Options = Mapping[str, Any]
 Here = Callable[[], set[str]]
 
-RECORD = "midhaul"
 POLL_S = 0.5
 LAST_S = 20.0  # for the SuperNodes to say that they are done
 AWAY_S = 20.0  # after which a SuperNode that isn't at the stream is invited again
@@ -52,14 +51,6 @@ OPTIONS: dict[str, Any] = {  # of --run-config, for projects that were written b
     "metrics": "", "resume": False, "events": "",
 }  # fmt: skip
 _log = logging.getLogger("flwr")
-
-
-def load(name: str) -> Any:
-    """Gives a module of Flower. Raises: DependencyError without it."""
-    try:
-        return import_module(name)
-    except ImportError:
-        raise DependencyError("Flower isn't installed; install midhaul[flower]") from None
 
 
 def server_app(config: str) -> Any:
@@ -81,27 +72,6 @@ def server_app(config: str) -> Any:
         told("done")
 
     app.main()(main)
-    return app
-
-
-def client_app() -> Any:
-    """Gives the ClientApp: a gateway with the devices that its SuperNode's --node-config names."""
-    app, flower = load("flwr.clientapp").ClientApp(), load("flwr.app")
-
-    def train(message: Any, context: Any) -> Any:
-        said, node = dict(message.content[RECORD]), dict(context.node_config)
-        told = Teller(str(node.get("events", "")))
-        try:
-            done = _serve(said, node, f"{node.get('name') or 'supernode'}-{short(context.node_id)}", told)
-        except MidhaulError as error:
-            _log.error("midhaul: %s", error)
-            done = {"error": str(error)}
-        except Exception as error:
-            told.line(f"the ClientApp failed with {type(error).__name__}: {error}")
-            raise
-        return flower.Message(flower.RecordDict({RECORD: flower.ConfigRecord(done)}), reply_to=message)
-
-    app.train()(train)
     return app
 
 
@@ -128,11 +98,6 @@ def read(reply: Any) -> Content:
     if reply.has_error():
         return {"error": f"Flower says: {reply.error.reason or reply.error.code}"}
     return dict(reply.content[RECORD])
-
-
-def short(node: int) -> str:
-    """Gives a SuperNode's number in the few letters that its gateway's name ends with."""
-    return f"{node & 0xFFFFFFFF:08x}"
 
 
 class _Usher(threading.Thread):
@@ -289,13 +254,12 @@ def _meet(fleet: Messages, courier: GridCourier, num: int, patience_s: float, te
             time.sleep(POLL_S)
 
 
-def _serve(said: dict[str, Any], node: Mapping[str, Any], name: str, told: Teller) -> dict[str, Any]:
-    """Does what a message asks of a SuperNode. Raises: MidhaulError."""
-    began, is_session, counts = time.monotonic(), said["kind"] == "session", {"turns": 0, "connections": 0}
-    done: dict[str, Any] = {"devices": [], "has_joined": False, "run": ""}
-    if said["kind"] == "end":
-        told("ended", **done, **counts)
-        return {"done": "the run has ended"}
+def hold(said: Mapping[str, Any], node: Mapping[str, Any], name: str, told: Teller) -> dict[str, Any]:
+    """Holds a SuperNode's devices at the stream until the run ends, and says what it did. Raises: MidhaulError."""
+    began, counts = time.monotonic(), {"turns": 0, "connections": 0}
+    run = hashlib.sha256(str(said["token"]).encode()).hexdigest()[:16]
+    done: dict[str, Any] = {"devices": [], "has_joined": False, "run": run}
+    told("session", run=run)
 
     def tell(line: str) -> None:
         _log.info(line)
@@ -303,15 +267,8 @@ def _serve(said: dict[str, Any], node: Mapping[str, Any], name: str, told: Telle
 
     built: Plant | None = None
     try:
-        share = _share(node)
-        if is_session:
-            done["run"] = hashlib.sha256(str(said["token"]).encode()).hexdigest()[:16]
-            told("session", run=done["run"])
+        share = share_of(node)
         built = join.build(str(said["config"]), share)
-        if not is_session:
-            answer = dict(messages.answer(built, said, gives_rows=share.gives_rows, tell=tell))
-            told("turn")
-            return answer
         rounds, patience_s = Rounds(tell, name), float(node.get("patience", PATIENCE_S))
         address, token = str(said["address"]), str(said["token"])
         gateway = join.gateway_of(built, address, token, name, said.get("root"), share, patience_s, rounds)
@@ -328,12 +285,27 @@ def _serve(said: dict[str, Any], node: Mapping[str, Any], name: str, told: Telle
         told("ended", error=str(error), **done, **counts)
         raise
     finally:
-        if built is not None and isinstance(built.engine, Firmware):
-            built.engine.close()
+        close(built)
 
 
-def _share(node: Mapping[str, Any]) -> Share:
-    known = {"data", "share", "devices", "engine", "gives_rows", "set", "name", "patience", "events"}
+def answer_once(said: Content, node: Mapping[str, Any], told: Teller) -> dict[str, Any]:
+    """Gives the answer to a message where nothing outlives it. Raises: MidhaulError."""
+    share, built = share_of(node), None
+    try:
+        built = join.build(str(said["config"]), share)
+        return dict(messages.answer(built, said, gives_rows=share.gives_rows, tell=told.line))
+    finally:
+        close(built)
+
+
+def close(built: Plant | None) -> None:
+    """Lets go of the devices with firmware."""
+    if built is not None and isinstance(built.engine, Firmware):
+        built.engine.close()
+
+
+def share_of(node: Mapping[str, Any]) -> Share:
+    known = {"data", "share", "devices", "engine", "gives_rows", "set", "name", "patience", "events", "resident"}
     if odd := [name for name in node if name not in known]:
         raise ConfigError(f"--node-config has {odd[0]}; midhaul knows {', '.join(sorted(known))}")
     data, share, devices, engine = (str(node.get(name, "")) for name in ("data", "share", "devices", "engine"))

@@ -36,8 +36,8 @@ fab-format-version = 1
 flwr-version-target = "{flower}"
 
 [tool.flwr.app.components]
-serverapp = "{package}.apps:server"
-clientapp = "{package}.apps:client"
+serverapp = "{package}.server:app"
+clientapp = "{package}.client:app"
 
 [tool.flwr.app.config]
 transport = "{transport}"  # stream: a stream to the ServerApp; messages: federated schemes on Flower's messages alone
@@ -50,14 +50,19 @@ metrics = ""  # stream: [HOST:]PORT at which Prometheus is told
 resume = false  # go on from the last checkpoint in `out`
 events = ""  # a file on the ServerApp's machine that is told how it goes, in lines of JSON
 """
-_APPS = '''"""A run of midhaul: its apps come from the installed package, its config lies beside."""
+_SERVER = '''"""A run of midhaul: its app comes from the installed package, its config lies beside."""
 
 from pathlib import Path
 
-from midhaul.federation.flower import client_app, server_app
+from midhaul.federation.flower import server_app
 
-server = server_app(Path(__file__).with_name("run.toml").read_text(encoding="utf-8"))
-client = client_app()
+app = server_app(Path(__file__).with_name("run.toml").read_text(encoding="utf-8"))
+'''
+_CLIENT = '''"""A gateway of midhaul: its app comes from the installed package."""
+
+from midhaul.federation.clientapp import client_app
+
+app = client_app()
 '''
 _README = """# {title}
 
@@ -81,7 +86,8 @@ def write(config: Config, folder: Path, *, transport: str = "stream", out: str =
         "README.md": _README.format(**names),
         "LICENSE": "This run's config is its owner's. midhaul itself is licensed under the Apache License 2.0.\n",
         f"{_PACKAGE}/__init__.py": "",
-        f"{_PACKAGE}/apps.py": _APPS,
+        f"{_PACKAGE}/server.py": _SERVER,
+        f"{_PACKAGE}/client.py": _CLIENT,
         f"{_PACKAGE}/run.toml": settings.to_toml(config.replace(run_engine="stacked", run_devices="host:")),
     }
     try:

@@ -129,7 +129,7 @@ def run(
         (home / "run.toml").write_text(run_config(settings, out, listener.path), encoding="utf-8")
         stack.callback(lambda: children.end_others(listener.pids))
         env = environment(home)
-        link = stack.enter_context(_started(host, settings, env))
+        link = stack.enter_context(started(host, settings.port, settings.tls, env))
         if settings.tls is not None:
             _register(settings.tls, env, tell)
         address = desk.joined(host, settings.port)
@@ -167,14 +167,14 @@ def _check(settings: Settings) -> str:
 
 
 @contextlib.contextmanager
-def _started(host: str, settings: Settings, env: Mapping[str, str]) -> Iterator[Child]:
+def started(host: str, port: int, tls: Path | None, env: Mapping[str, str]) -> Iterator[Child]:
     """Gives a SuperLink that answers. Raises: EngineError where it ends, or doesn't answer."""
-    link = Child(superlink_words(host, settings.port, settings.tls), env)
+    link = Child(superlink_words(host, port, tls), env)
     try:
         scheme, context = "http", None
-        if settings.tls is not None:
-            scheme, context = "https", ssl.create_default_context(cafile=str(settings.tls / "ca.crt"))
-        url, end = f"{scheme}://{desk.joined(host, settings.port)}/health", time.monotonic() + START_S
+        if tls is not None:
+            scheme, context = "https", ssl.create_default_context(cafile=str(tls / "ca.crt"))
+        url, end = f"{scheme}://{desk.joined(host, port)}/health", time.monotonic() + START_S
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5.0, context=context):
                 break

@@ -13,13 +13,17 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from midhaul.errors import ConfigError, EngineError
-from midhaul.federation import certs, children, desk, superlink
+from midhaul.federation import certs, children, desk, messages, superlink
 from midhaul.federation.children import Child
 from midhaul.federation.events import Event, Listener, sentence
-from midhaul.federation.join import Served, Share
+from midhaul.federation.join import Served, Share, build
+from midhaul.federation.resident import Content, Resident
 from midhaul.federation.superlink import program
+from midhaul.plant import Plant
+from midhaul.runtime.firmware import Firmware
 from midhaul.train import Tell
 
 LOOK_S = 0.1
@@ -54,7 +58,7 @@ class _Heard:
         self.given += _SENT.search(line) is not None
 
 
-def node_config(share: Share, name: str, patience_s: float, events: Path) -> str:
+def node_config(share: Share, name: str, patience_s: float, events: Path, resident: Path) -> str:
     """Gives a SuperNode's configuration, in TOML: what its ClientApp is to hold."""
     told: dict[str, object] = {
         "data": share.data,
@@ -66,6 +70,7 @@ def node_config(share: Share, name: str, patience_s: float, events: Path) -> str
         "name": name,
         "patience": patience_s,
         "events": str(events),
+        "resident": str(resident),
     }
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in told.items())
 
@@ -101,7 +106,13 @@ def join(
         )
         listener = Listener(home / "events.jsonl")
         stack.callback(lambda: children.end_others(listener.pids))
-        (home / "node.toml").write_text(node_config(share, own, patience_s, listener.path), encoding="utf-8")
+        answering = _Answering(share, tell)
+        stack.callback(answering.close)
+        resident = Resident(home / "socket", answering)
+        resident.start()
+        stack.callback(resident.close)
+        told_node = node_config(share, own, patience_s, listener.path, resident.path)
+        (home / "node.toml").write_text(told_node, encoding="utf-8")
         env, target = superlink.environment(home), desk.joined(host, port)
         last = time.monotonic()
         while True:
@@ -132,6 +143,27 @@ def join(
             if not told["has_joined"]:
                 raise EngineError(str(told["error"]))
             tell(f"{told['error']}; looking for another run of the server for up to {patience_s:g} s")
+
+
+class _Answering:
+    """Answers single messages with a plant that is built once for a run's config."""
+
+    def __init__(self, share: Share, tell: Tell) -> None:
+        self.share, self.tell = share, tell
+        self._config, self._built = "", cast(Plant | None, None)
+
+    def __call__(self, said: Content) -> Content:
+        config = str(said["config"])
+        if self._built is None or config != self._config:
+            self.close()
+            self._built, self._config = build(config, self.share), config
+        return messages.answer(self._built, said, gives_rows=self.share.gives_rows, tell=self.tell)
+
+    def close(self) -> None:
+        """Lets go of the devices with firmware."""
+        if self._built is not None and isinstance(self._built.engine, Firmware):
+            self._built.engine.close()
+        self._built = None
 
 
 def _who(host: str, address: str, tls: Path | None, name: str) -> str:
