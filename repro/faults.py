@@ -29,6 +29,7 @@ from hosts import Link, NoHosts, hosts
 from terminals import Terminal, Terminals, free_port, wait_for
 
 KILLS, CUT_S, RATE = 20, 10.0, "2mbit"
+LONG_S = 600.0  # that no run takes
 SMALL = Config().replace(
     data_partition="dirichlet", data_num_devices=4, data_max_rows=60, data_public=0.2, data_test="device",
     tiny_options={"hidden": [16]}, large_model="mlp_large", large_epochs=1, large_options={"hidden": 16, "depth": 1},
@@ -85,7 +86,7 @@ class Site:
         """Tells whether the run ended with the bits of the run on one computer."""
         alone = self.folder / "alone"
         if not alone.exists():
-            self.terminals("run", self.path, "--out", alone).end()
+            self.terminals("run", self.path, "--out", alone).end(seconds=LONG_S)
         wanted = json.loads((alone / "summary.json").read_text())["model_sha256"]
         return bool(self.summary["model_sha256"] == wanted)
 
@@ -93,20 +94,25 @@ class Site:
 def killed(site: Site, kills: int, within_s: float, tell: Callable[[str], None] = lambda line: None) -> None:
     """Kills the server at random moments of its work, with SIGKILL, and starts it again, until the run ends.
 
-    A moment is up to `within_s` after a new checkpoint, so that the run gets on between two kills.
+    A moment is up to `within_s` after a new checkpoint, so that the run gets on between two kills; the first one is as
+    much after the server began to listen.
     """
     moments = rng.uniform(rng.key(site.config.run.seed, 0, rng.SERVER, rng.Use.SYNTHETIC), kills) * within_s
     serves = site.serve()
     joins = [site.join(number) for number in (1, 2)]
-    for moment in moments.tolist():
-        site.until(site.newest + 1, serves)
+    for number, moment in enumerate(moments.tolist()):
+        if number:
+            site.until(site.newest + 1, serves)
+        else:
+            serves.until("listening")
         time.sleep(moment)
         assert serves.code is None, f"the run is too short for {kills} kills: {serves.err}"
         serves.kill()
-        tell(f"killed {1000 * moment:.0f} ms after a checkpoint, the newest is round {site.newest}")
+        since = "a checkpoint" if number else "it listened"
+        tell(f"killed {1000 * moment:.0f} ms after {since}, the newest is round {site.newest}")
         assert not (site.run / "summary.json").exists()
         serves = site.serve("--resume")
-    serves.end()
+    serves.end(seconds=LONG_S)
     assert "resuming after round" in serves.err
     for gateway in joins:
         gateway.end()
@@ -121,7 +127,7 @@ def cut(site: Site, cut_s: float) -> Terminal:
     time.sleep(cut_s)
     assert serves.code is None, serves.err
     site.links[1].mend()
-    serves.end()
+    serves.end(seconds=LONG_S)
     for gateway in joins:
         gateway.end()
     return joins[1]
@@ -131,7 +137,7 @@ def slowed(site: Site, rate: str) -> int:
     """Runs with the second gateway's link held to a rate; gives how many packets had to wait."""
     site.links[1].limit(rate)
     serves, joins = site.serve(), [site.join(number) for number in (1, 2)]
-    serves.end()
+    serves.end(seconds=LONG_S)
     for gateway in joins:
         gateway.end()
     return sum(int(row["overlimits"]) for row in site.links[1].told())
@@ -172,12 +178,13 @@ def main(arguments: Sequence[str]) -> list[Row]:
 
 
 def _killed(terminals: Terminals, folder: Path) -> Row:
-    rounds = {"fedrep": 400, "federated_split": 250}
+    rounds = {"fedrep": 400, "federated_split": 150}
     sound = []
     for scheme, num in rounds.items():
         site = Site(terminals, folder / scheme, SMALL.replace(scheme_name=scheme, run_rounds=num))
         killed(site, KILLS // len(rounds), 0.5, lambda line, scheme=scheme: print(f"{scheme}: {line}", flush=True))  # type: ignore[misc]
         sound.append(site.is_as_undisturbed())
+        print(f"{scheme}: {'the same bits' if sound[-1] else 'OTHER BITS'}", flush=True)
     target = f"{KILLS} kills of the server, same model_sha256"
     said = f"{sum(sound)} of {len(sound)} schemes, {KILLS // len(rounds)} kills each"
     return Row("server killed at random moments", target, said, all(sound), must=True)

@@ -40,7 +40,7 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Writes a checkpoint and removes all but the newest two."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make(folder)
     server = checkpoint.server
     whole = {f"tree|{name}": value for name, value in server.tree.items()}
     whole |= {f"large|{name}": value for name, value in server.large.items()}
@@ -98,6 +98,16 @@ def load(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
 def to_bytes(whole: Tree) -> bytes:
     """Gives a tree as safetensors; tensors that share memory are written one by one."""
     return safetensors.torch.save({name: value.detach().contiguous().clone() for name, value in whole.items()})
+
+
+def make(folder: Path) -> None:
+    """Makes a folder, if it isn't there. Raises: CheckpointError where that can't be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} can't be made ({error.strerror}); free space or choose another --out"
+        ) from None
 
 
 def write(path: Path, data: bytes) -> None:

@@ -526,7 +526,7 @@ class _Run:
         trees: dict[str, Tree] = {"tiny": server.tree, "large": server.large, "devices": _own(devices, server.tree)}
         summary = self._summary(server, devices)
         if self.out is not None:
-            (self.out / "model").mkdir(exist_ok=True)
+            checkpoint.make(self.out / "model")
             for name, values in trees.items():
                 if values:
                     checkpoint.write(self.out / "model" / f"{name}.safetensors", checkpoint.to_bytes(values))

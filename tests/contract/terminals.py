@@ -97,9 +97,9 @@ class Terminal:
         wait_for(lambda: word in self.err or self.code is not None, self)
         assert word in self.err, self.err
 
-    def end(self, code: int = 0) -> str:
+    def end(self, code: int = 0, seconds: float = 100.0) -> str:
         """Waits for its end; gives what it printed, or what it refused with where the code isn't 0."""
-        wait_for(lambda: self.code is not None, self)
+        wait_for(lambda: self.code is not None, self, seconds)
         assert self.code == code, f"{self.words}: {self.code}\n{self.err}"
         return self.out if code == 0 else self.err.splitlines()[-1]
 

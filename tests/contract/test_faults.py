@@ -42,9 +42,11 @@ def test_a_server_killed_at_random_moments_ends_with_the_same_bits(terminals: Te
     assert site.is_as_undisturbed()
 
 
-def test_a_gateway_killed_in_mid_round_and_started_again_changes_no_bit(terminals: Terminals, tmp_path: Path) -> None:
-    """Its devices were in the middle of a batch, which is gone: with a quorum of all, the round is repeated."""
-    config = SMALL.replace(scheme_name="federated_split", fleet_quorum=1.0, run_rounds=20)
+@pytest.mark.parametrize("quorum", [0.0, 1.0])
+def test_a_gateway_killed_in_mid_round_and_started_again(quorum: float, terminals: Terminals, tmp_path: Path) -> None:
+    """Its devices were in the middle of a batch, which is gone: they miss a round, or with a quorum of all the round is
+    repeated, and no bit is another."""
+    config = SMALL.replace(scheme_name="federated_split", fleet_quorum=quorum, run_rounds=20)
     site = Site(terminals, tmp_path / "site", config)
     serves, first, second = site.serve(), site.join(1), site.join(2)
     site.until(3, serves)
@@ -56,7 +58,13 @@ def test_a_gateway_killed_in_mid_round_and_started_again_changes_no_bit(terminal
     for gateway in (first, again):
         gateway.end()
     assert "gateway g2 is away" in serves.err
-    assert site.is_as_undisturbed()
+    summary = site.summary
+    assert summary["rounds"] == 20
+    assert summary["accuracy"] > 0.1
+    if quorum:
+        assert site.is_as_undisturbed()
+    else:
+        assert summary["absent"] <= 4  # a FORWARD and a BACKWARD of two devices at most
 
 
 def test_a_link_that_is_cut_and_one_that_is_slow_change_no_bit(terminals: Terminals, tmp_path: Path) -> None:

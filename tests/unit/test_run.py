@@ -301,6 +301,14 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
     assert (tmp_path / "old").is_dir()
 
 
+def test_a_folder_that_can_not_be_made_is_told(tmp_path: Path) -> None:
+    for name in ("checkpoint", "model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("no folder")
+        with pytest.raises(CheckpointError, match=rf"{name} can't be made .File exists.; free space"):
+            train.run(config(run_rounds=1), tmp_path / name)
+
+
 def test_a_scheme_with_a_teacher_tells_both_models_accuracies_from_the_start(tmp_path: Path) -> None:
     summary = train.run(config("transfer", run_rounds=2), tmp_path / "run").summary
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
