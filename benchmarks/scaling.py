@@ -1,10 +1,10 @@
 """Time and memory of a run against the number of devices, its cohort and its model. `python -m benchmarks.scaling`
 
-Each point is a whole run of federated averaging as a person starts one (data, link, engine, test, checkpoint) in a
-process of its own, so that its peak of resident memory is its own: what the operating system says of the process when
-it ends. A round's time is the median over the rounds but the first, which stands by itself, from the start of Python
-on. The devices' rows are those of the data set `blobs`, a byte a number. W1 is an MLP 64-32-10 on devices of 50 rows,
-in batches of 10; W2 a CNN of 3x3x16, 3x3x32 on devices of 100 rows of 28x28, in batches of 20.
+Each point is a whole run of federated averaging as a person starts one (data, link, engine, test, checkpoint), on one
+thread and in a process of its own, so that its peak of resident memory is its own: what the operating system says of
+the process when it ends. A round's time is the median over the rounds but the first, which stands by itself, from the
+start of Python on. The devices' rows are those of the data set `blobs`, a byte a number. W1 is an MLP 64-32-10 on
+devices of 50 rows, in batches of 10; W2 a CNN of 3x3x16, 3x3x32 on devices of 100 rows of 28x28, in batches of 20.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 SETTINGS: dict[str, dict[str, Any]] = {
     "W1": {"shape": "64", "rows": 50, "model": "mlp", "options": {"hidden": [32]}, "batch": 10},
     "W2": {"shape": "1,28,28", "rows": 100, "model": "cnn", "options": {"channels": [16, 32]}, "batch": 20},
 }
+BEGIN = "<!-- scaling: written by `python -m benchmarks.scaling --write` -->"
+END = "<!-- end of scaling -->"
 COLUMNS = ("work", "devices", "cohort", "parameters", "CPU to the first", "CPU a round", "a round", "peak memory")
 
 
@@ -93,6 +96,7 @@ def one(point: Point) -> Found:
         tiny_options={"hidden": [point.hidden]} if point.hidden else chosen["options"],
         scheme_batch=chosen["batch"],
         run_rounds=point.rounds,
+        run_threads=1,
         run_memory=point.memory,
     )
     ends: list[tuple[float, float]] = []
@@ -140,6 +144,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--quick", action="store_true", help="10,000 devices at most")
     parser.add_argument("--only", default="", metavar="A,B", help="of the series devices, cohort and model")
     parser.add_argument("--plot", type=Path, default=Path("runs/bench/scaling.svg"), help="the plot to write")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/results.md")
     parser.add_argument("--point", default="", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.point:
@@ -148,7 +153,10 @@ def main(arguments: Sequence[str] = ()) -> None:
     wanted = chosen.only.split(",") if chosen.only else list(points(chosen.quick))
     if unknown := set(wanted) - points(chosen.quick).keys():
         parser.error(f"there is no series {', '.join(sorted(unknown))}; take devices, cohort or model")
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    if chosen.write and (chosen.quick or chosen.only):
+        parser.error("a part of the table isn't written; leave out --quick and --only, or --write")
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    print("\n".join(lines), flush=True)
     found: dict[str, list[tuple[Point, Found]]] = {}
     for series, held in points(chosen.quick).items():
         if series not in wanted:
@@ -156,10 +164,17 @@ def main(arguments: Sequence[str] = ()) -> None:
         for point in held:
             measured = measure(point)
             found.setdefault(series, []).append((point, measured))
-            print(f"| {' | '.join(row(point, measured))} |", flush=True)
+            lines.append(f"| {' | '.join(row(point, measured))} |")
+            print(lines[-1], flush=True)
     chosen.plot.parent.mkdir(parents=True, exist_ok=True)
     plot(found, chosen.plot)
-    print(f"\nplot: {chosen.plot}")
+    chosen.plot.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"\nplot: {chosen.plot}; table: {chosen.plot.with_suffix('.md')}")
+    if chosen.write:
+        from benchmarks.simulation import table
+
+        facts = f"Measured on {table.machine(1)}."
+        table.write(ROOT / "docs" / "results.md", "\n".join([BEGIN, *lines, "", facts, END]))
 
 
 def plot(found: dict[str, list[tuple[Point, Found]]], path: Path) -> None:

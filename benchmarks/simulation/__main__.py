@@ -7,6 +7,7 @@ with the others, so that a long contest can be taken workload by workload.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import signal
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
         if odd := [name for name in given if name not in known]:
             print(f"there is no {what} {odd[0]!r}; there are {', '.join(known)}", file=sys.stderr)
             return 2
+    # As pip leaves its packages, the peers among them; Python may have been told not to write byte code here.
+    compileall.compile_dir(contest.ROOT / "src" / "midhaul", quiet=1)
     if chosen.install:
         for peer in install.PEERS:
             if peer in wanted and (error := install.install(peer)):

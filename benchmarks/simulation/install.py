@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+MOST_S = 1800.0  # that installing a peer may take
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "peers"
 
@@ -41,8 +42,11 @@ def missing(peer: str) -> str:
     kept = FOLDER / peer / "installed.json"
     if not kept.exists():
         return f"not installed; run `python -m benchmarks.simulation --install --peers {peer}`"
-    if error := json.loads(kept.read_text(encoding="utf-8"))["error"]:
-        return f"can't be installed here: {error}"
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    if found["error"]:
+        return f"can't be installed here: {found['error']}"
+    if found["wanted"] != [list(part) for part in PEERS[peer]]:
+        return f"other versions are installed; run `python -m benchmarks.simulation --install --peers {peer}`"
     return ""
 
 
@@ -54,16 +58,20 @@ def install(peer: str) -> str:
         if found["wanted"] == wanted and not found["error"]:
             return ""
     print(f"installing {peer} ({', '.join(PEERS[peer][-1])})", file=sys.stderr, flush=True)
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / peer).mkdir(parents=True, exist_ok=True)
+    kept.unlink(missing_ok=True)  # what is half installed isn't taken for whole, whenever this ends
     steps = [[sys.executable, "-m", "venv", str(FOLDER / peer)]]
     steps += [[str(python_of(peer)), "-m", "pip", "install", "-q", "--disable-pip-version-check", *p] for p in wanted]
     error = ""
     for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(step, capture_output=True, text=True, check=False, timeout=MOST_S)
+        except subprocess.TimeoutExpired:
+            error = f"pip was not done within {MOST_S:.0f} s"
+            break
         if done.returncode:
             lines = [line for line in done.stderr.strip().splitlines() if line.startswith("ERROR")]
             error = (lines or done.stderr.strip().splitlines() or ["no reason given"])[-1]
             break
-    (FOLDER / peer).mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps({"wanted": wanted, "error": error}), encoding="utf-8")
     return error

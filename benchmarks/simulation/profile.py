@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.simulation import table as tables
 from benchmarks.simulation.__main__ import OUT
+from benchmarks.simulation.contest import ROOT
 from benchmarks.simulation.works import WORKS, build, write
 from midhaul import halves, rng, tree
 from midhaul.kit import Kit
@@ -45,6 +47,10 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (halves, "step_each", "the server's half: forward, backward, step"),
 )
 REST = "the scheme itself"
+BEGIN, END = (
+    "<!-- profile: written by `python -m benchmarks.simulation.profile --write` -->",
+    "<!-- end of profile -->",
+)
 
 
 class Clock:
@@ -111,6 +117,27 @@ def table(name: str, found: list[dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def section(found: dict[str, list[dict[str, float]]], num: int, facts: str) -> str:
+    """Gives the parts of all workloads' rounds as a table of Markdown, each the median of some rounds."""
+    parts = [label for _, _, label in PARTS] + [REST]
+    heads = [f"{name}, {WORKS[name].clients_a_round} devices" for name in found]
+    lines = [f"| part, ms | {' | '.join(heads)} |", f"|{'---|' * (len(found) + 1)}"]
+    held = {
+        name: {p: 1e3 * statistics.median(one.get(p, 0.0) for one in own) for p in parts} for name, own in found.items()
+    }
+    total = {name: sum(own.values()) for name, own in held.items()}
+    for part in parts:
+        cells = [_cell(held[name][part], total[name]) for name in found]
+        if any(cell != "-" for cell in cells):
+            lines.append(f"| {part} | {' | '.join(cells)} |")
+    lines.append(f"| in all | {' | '.join(_cell(ms, ms) for ms in total.values())} |")
+    return "\n".join([BEGIN, *lines, "", f"Medians of {num} rounds, on {facts}.", END])
+
+
+def _cell(ms: float, whole: float) -> str:
+    return "-" if ms < 0.002 * whole else f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}"
+
+
 def counted(name: str, num: int) -> str:
     """Gives what `perf stat` counts in a run of so many rounds, or why it can't."""
     if shutil.which("perf") is None:
@@ -131,16 +158,21 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--workloads", default=",".join(WORKS), help="which, with commas (default: all)")
     parser.add_argument("--rounds", type=int, default=15, help="rounds to take the median of (default: 15)")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     parser.add_argument("--perf", action="store_true", help="count instructions and cache misses too")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     clock = Clock()
     for owner, name, label in PARTS:
         clock.around(owner, name, label)
+    found = {}
     for name in chosen.workloads.split(","):
-        print(table(name, rounds(name, chosen.rounds, clock)) + "\n", flush=True)
+        found[name] = rounds(name, chosen.rounds, clock)
+        print(table(name, found[name]) + "\n", flush=True)
         if chosen.perf:
             print(counted(name, chosen.rounds) + "\n", flush=True)
+    if chosen.write:
+        tables.write(ROOT / "docs" / "performance.md", section(found, chosen.rounds, tables.machine(1)))
 
 
 if __name__ == "__main__":

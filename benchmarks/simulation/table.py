@@ -98,14 +98,17 @@ def markdown(found: Found, facts: str, command: str) -> str:
 
 
 def write(path: Path, section: str) -> None:
-    """Puts the section in the place of the one that is there, or at the end."""
+    """Puts a section in the place of the one between the same first and last lines, or at the end."""
     whole = path.read_text(encoding="utf-8")
-    if BEGIN in whole:
-        pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
+    begin, *_, end = section.splitlines()
+    if begin in whole:
+        pattern = re.escape(begin) + ".*?" + re.escape(end)
         whole = re.sub(pattern, lambda _: section, whole, flags=re.DOTALL)
     else:
         whole = whole.rstrip("\n") + "\n\n" + section + "\n"
-    path.write_text(whole, encoding="utf-8")
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(whole, encoding="utf-8")
+    new.replace(path)  # whole, or as it was
 
 
 def machine(threads: int) -> str:
@@ -120,7 +123,8 @@ def machine(threads: int) -> str:
         flags = next((line for line in lines if line.startswith("flags")), "").split()
         model += " with AVX-512" if "avx512f" in flags else " with AVX2" if "avx2" in flags else ""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "numpy"))
-    return f"{model}, {cores} cores of which {threads} are used, Python {platform.python_version()}, {versions}"
+    used = "1 is" if threads == 1 else f"{threads} are"
+    return f"{model}, {cores} cores of which {used} used, Python {platform.python_version()}, {versions}"
 
 
 def overview(found: Found) -> list[tuple[str, ...]]:

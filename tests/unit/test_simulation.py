@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import subprocess
 
 import numpy as np
 import pytest
 from benchmarks import __main__ as every
+from benchmarks import scaling
 from benchmarks.simulation import __main__ as command
-from benchmarks.simulation import contest, table
+from benchmarks.simulation import contest, install, profile, table
 from benchmarks.simulation.sides import SCRIPTS, Side
 from benchmarks.simulation.works import WORKS, Work, build, flops, layers, write
 from torch import nn
@@ -185,12 +187,79 @@ def test_what_few_turns_gave_is_not_written(capsys):
 
 
 def test_a_benchmark_that_fails_is_told_and_the_others_go_on(capfd):
-    parts = [every.Part("no_such_benchmark"), every.Part("timeit", ("-n", "1", "-r", "1", "pass"))]
+    parts = [every.Part("no_such_benchmark"), every.Part("timeit", ("-n", "1", "-r", "1", "pass"), full_s=120.0)]
     assert every.main(["--quick"], parts) == 1
     told = capfd.readouterr()
+    assert "[1 of 2] python -m no_such_benchmark (about 60 s; 2 min to the end)" in told.out
     assert "[2 of 2] took" in told.out
     assert "python -m no_such_benchmark ended with 1" in told.err.splitlines()
     assert every.main([], parts[1:]) == 0
+    assert "(about 2 min; 2 min to the end)" in capfd.readouterr().out
+
+
+def test_a_benchmark_that_does_not_end_is_ended(capfd):
+    waits = every.Part("timeit", ("-n", "1", "-r", "1", "import time; time.sleep(600)"), full_s=0.5)
+    assert every.main([], [waits]) == 1
+    assert "was ended after 2 s, 4 times what it should take" in capfd.readouterr().err
+
+
+def test_all_parts_take_thirty_five_minutes_at_most():
+    assert sum(part.full_s for part in every.PARTS) <= 35 * 60
+    assert sum(part.quick_s for part in every.PARTS) <= 15 * 60
+
+
+def test_a_peer_that_cannot_be_installed_is_a_sentence_in_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(install, "FOLDER", tmp_path / "peers")
+    monkeypatch.setattr(install, "PEERS", {"gone": (("no-such-package==1",),)})
+    side = Side("gone", "gone", "plain.py", peer="gone")
+    wanted = "not installed; run `python -m benchmarks.simulation --install --peers gone`"
+    assert contest._refused(side, "fedavg", tmp_path, 1) == wanted
+    said = "Looking\nERROR: No matching distribution found for no-such-package==1\n"
+    ends = iter([subprocess.CompletedProcess([], 0, "", ""), subprocess.CompletedProcess([], 1, "", said)])
+    with monkeypatch.context() as patched:
+        patched.setattr(install.subprocess, "run", lambda step, **_: next(ends))  # the environment, then pip
+        error = install.install("gone")
+    assert error == "ERROR: No matching distribution found for no-such-package==1"
+    (one,) = contest.measure(SMALL, [side], tmp_path / "W1", threads=1, turns=1, budget_s=1.0)["scores"]
+    assert one["why_not"] == f"can't be installed here: {error}"
+    kept = tmp_path / "peers" / "gone" / "installed.json"
+    kept.write_text(json.dumps({"wanted": [["other==1"]], "error": ""}), encoding="utf-8")
+    assert install.missing("gone").startswith("other versions are installed; run ")
+    with monkeypatch.context() as patched:
+        patched.setattr(install.subprocess, "run", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            install.install("gone")  # ended in the middle
+    assert install.missing("gone") == wanted
+
+
+def test_the_table_of_a_profile_has_each_part_of_each_workload():
+    found = {
+        "W1": [{"compiled kernels": 1e-3, profile.REST: 2e-3}, {"compiled kernels": 3e-3, profile.REST: 4e-3}],
+        "W4": [{"compiled kernels": 0.2}],
+    }
+    lines = profile.section(found, 2, "a machine").splitlines()
+    assert lines[1:3] == ["| part, ms | W1, 100 devices | W4, 50 devices |", "|---|---|---|"]
+    assert "| compiled kernels | 2.0 | 200 |" in lines
+    assert "| the scheme itself | 3.0 | - |" in lines
+    assert "| in all | 5.0 | 200 |" in lines
+    assert "Medians of 2 rounds, on a machine." in lines
+
+
+def test_the_tables_that_are_written_have_their_places_in_the_docs():
+    results = (every.ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    performance = (every.ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    for page, begin, end in (
+        (results, table.BEGIN, table.END),
+        (results, scaling.BEGIN, scaling.END),
+        (performance, profile.BEGIN, profile.END),
+    ):
+        assert page.count(f"\n{begin}\n") == page.count(f"\n{end}\n") == 1, begin
+
+
+def test_a_part_of_the_scaling_table_is_not_written(capsys):
+    with pytest.raises(SystemExit):
+        scaling.main(["--write", "--quick"])
+    assert "leave out --quick and --only" in capsys.readouterr().err
 
 
 def test_make_bench_has_benchmarks_that_are_there():
