@@ -511,6 +511,9 @@ class RunConfig:
     replan_margin: float = option(
         0.2, "replan_every: how far from what was expected costs may be before it is told", above=0.0, high=10.0
     )
+    replan_models: bool = option(
+        False, "replan_every: deal out each device's width, cut or rank anew as well, where the scheme can go on so"
+    )
     when_over: str = option(
         "go_on",
         "replan_every: what a run does that no new plan keeps within run.within: goes on by the nearest, or ends",

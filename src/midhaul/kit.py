@@ -183,6 +183,8 @@ class Scheme:
     `adapters` says that the tiny model must have low-rank adapters.
     `trains` gives the slice that devices train, for a scheme that finds it in `init`; its budget is made then.
     `differs` says what of the tiny model may differ from device to device: none, width, cut, rank, or model.
+    `redeals`: what differs may be dealt anew between rounds, since the server keeps the whole model and sends each
+    device its part of it, so that nothing which a device alone holds is lost with its old part.
     `admits` are the properties of a run that it can have: cohort (it asks `Kit.cohort`), stragglers (its devices work
     in epochs or steps), dropout (its rounds close without the absent), weighting (its means count by the replies'
     weights), asynchronous (one FIT a round, whose replies are averaged into the tree that was sent). The run does the
@@ -210,6 +212,7 @@ class Scheme:
     engines: tuple[str, ...] = (*SIMULATED, "firmware")
     adapters: bool = False
     differs: str = "none"
+    redeals: bool = False
     admits: tuple[str, ...] = ("cohort", "dropout")
     keeps_stragglers: bool = False
     trains: Callable[[Server, Kit], str] | None = None

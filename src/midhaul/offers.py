@@ -16,6 +16,7 @@ Shape letters: D devices that train, O options.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from midhaul.choices import Array, Flags, Ints
 from midhaul.config import Config, counted
 from midhaul.data import Dataset
 from midhaul.devices.profiles import Board
+from midhaul.errors import ConfigError, SliceError
 from midhaul.fleet import Group
 from midhaul.link import air, frame, update
 from midhaul.link.conditions import Conditions
@@ -48,6 +50,7 @@ from midhaul.variants import Variant
 
 BITS = (8, 6, 4, 3)
 CODED = "delta,quantise:8"  # how updates travel that have bits of their own
+Built = tuple[Variant, Plant]  # what of the model lies on every device, and the plant in which it does
 DIFFERS = ("cut", "width", "rank")
 MOST = 6  # cuts, widths or ranks that are looked at
 
@@ -108,16 +111,45 @@ def of_fleet(plant: Plant, config: Config, data: Dataset, *, with_bits: bool) ->
     Raises: MidhaulError where an option can't be built.
     """
     built = [(variant, _built(variant, plant, config, data)) for variant in _variants(plant)]
-    return _reckoned(plant, built, BITS if with_bits else (0,), 1, 0.0)
+    return reckoned(plant, built, BITS if with_bits else (0,), 1, 0.0)
 
 
 def as_dealt(plant: Plant, bits: Sequence[int], round: int, time_s: float) -> Offers:
     """Gives the options of devices that keep what of the model they hold, and may send it in so many bits (0: as
     link.up says), with their radios as they are in a round. Nothing is built."""
-    return _reckoned(plant, [(Variant(), plant)], tuple(bits), round, time_s)
+    return reckoned(plant, [(Variant(), plant)], tuple(bits), round, time_s)
 
 
-def _reckoned(
+def anew(plant: Plant, first: Sequence[Variant]) -> list[Built]:
+    """Gives the cuts, widths or ranks that may be dealt out while a run is under way, the largest first: those that it
+    began with (`first`), and those that the config knows and none of which is larger."""
+    assert plant.redeal is not None
+    differs = plant.scheme.differs
+    found: list[Built] = []
+    for variant in dict.fromkeys([*first, *_variants(plant)]):
+        if variant in first or _is_within(variant, first, plant):
+            with contextlib.suppress(SliceError, ConfigError):  # activations at this cut can't be coded as [link] asks
+                own = plant.redeal([variant] * len(first), False)
+                found.append((variant, replace(own, engine=plant.engine)))
+    size = {variant: _held(own) for variant, own in found}
+    return sorted(found, key=lambda built: (-size[built[0]], getattr(built[0], differs)))
+
+
+def _is_within(variant: Variant, first: Sequence[Variant], plant: Plant) -> bool:
+    """Tells whether a variant is a part of the largest of those that a run began with."""
+    differs = plant.scheme.differs
+    if differs != "cut":
+        return bool(getattr(variant, differs) <= max(getattr(one, differs) for one in first))
+    program = plant.kit.program
+    return variant.cut in [point.name for point in slices.cut_points(program.module, program.input_shape)]
+
+
+def _held(plant: Plant) -> int:
+    """Gives the parameters that a device of a plant holds whose devices are alike."""
+    return tree.num_parameters(next(group for group in plant.kit.groups if group.devices).program.initial)
+
+
+def reckoned(
     plant: Plant, built: Sequence[tuple[Variant, Plant]], all_bits: Sequence[int], round: int, time_s: float
 ) -> Offers:
     """Gives what devices take with each variant of the model, in each number of bits."""

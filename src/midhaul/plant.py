@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,9 +50,11 @@ from midhaul.runtime.stacked import Stacked
 from midhaul.runtime.workers import Workers
 from midhaul.schemes import SCHEMES
 from midhaul.server import Progress, Server
+from midhaul.variants import Variant
 
 Engine = Loop | Stacked | Cluster | Firmware | Groups
 Members = Callable[[Federation], tuple[int, ...]]
+Redeal = Callable[[Sequence[Variant], bool], "Plant"]
 Reach = Callable[[Kit, Engine], Held]  # gives the fleet of the kit's groups elsewhere; the engine simulates the same
 
 
@@ -82,6 +84,8 @@ class Plant:
     around: Surroundings | None = None  # the cell or the traces that vary the devices' radios, where there are any
     workers: Workers | None = None  # of the engine cluster; they start when they are opened
     hardware: Hardware = dataclasses.field(default_factory=Hardware)  # on which the server and `stacked` compute
+    dealt: tuple[Variant, ...] = ()  # what of the model lies on each device
+    redeal: Redeal | None = None  # gives the plant with other parts dealt out, where the scheme can go on
 
 
 def settle(plant: Plant, server: Server) -> Plant:
@@ -208,32 +212,47 @@ def build(
         kit = _in_int8(kit, chosen, data.input_shape)
     if chosen.check is not None:
         chosen.check(kit)
-    groups = variants.groups(kit, chosen, models, dealt, deepest, held, population, start)
     by_kernels = rear is not None and config.run.engine != "loop" and found.is_host
     half = Half(rear, config.run.kernels) if rear is not None and by_kernels else None
-    kit = dataclasses.replace(kit, groups=groups, most_rows=variants.most_rows(federation.train), half=half)
+    kit = dataclasses.replace(kit, most_rows=variants.most_rows(federation.train), half=half)
     if config.run.engine != "loop" and config.run.kernels != "torch":
         kit = dataclasses.replace(kit, first=cohort.first_of_permutation, mean=cohort.weighted_mean)
-    training = [group for group in groups if group.devices]
-    needs = tuple(variants.need_of(g, kit, chosen, _module(g, chosen, prepared), federation) for g in training)
-    tightest = variants.tightest(needs)
     run = config.run
     workers = Workers(run.workers, run.address, max(1, run.threads)) if run.engine == "cluster" else None
-    with hardware.room(found):
-        simulated = _engine(kit, chosen, population, workers, found)
-        engine: Held | Firmware = simulated if reach is None else reach(kit, simulated)
-    board, radio, need = training[tightest].board, training[tightest].radio, needs[tightest]
     names = (
         _tiny_name(config, chosen, module),
         type(large_module).__name__ if large_module is not None else config.large.model,
     )
-    notes = list(prepared.notes)
-    if len(training) > 1:
-        notes += [variants.about(group, need) for group, need in zip(training, needs, strict=True)]
-    coding = plan_coding(config, chosen, [group.program for group in groups], len(federation.train))
-    around, told = _around(config, groups)
-    built = (kit, engine, board, radio, need, needs, (*notes, *told), *names, coding, after, around, workers, found)
-    return Plant(config, chosen, data, federation, *built)
+    at_first = tuple(dealt)
+
+    def plant_of(dealt: Sequence[Variant], enforce: bool) -> Plant:
+        """Gives the plant in which this lies on each device; with `enforce` it must fit, where the config says so."""
+        groups = variants.groups(kit, chosen, models, list(dealt), deepest, held, population, start, at_first)
+        whole = dataclasses.replace(kit, groups=groups)
+        loose = dataclasses.replace(whole, config=config.replace(fleet_check=config.fleet.check and enforce))
+        needs = _needs(loose, chosen, prepared, federation)
+        training = [group for group in groups if group.devices]
+        tightest = variants.tightest(needs)
+        with hardware.room(found):
+            simulated = _engine(whole, chosen, population, workers, found)
+            engine: Held | Firmware = simulated if reach is None else reach(whole, simulated)
+        board, radio, need = training[tightest].board, training[tightest].radio, needs[tightest]
+        notes = list(prepared.notes)
+        if len(training) > 1:
+            notes += [variants.about(group, need) for group, need in zip(training, needs, strict=True)]
+        coding = plan_coding(config, chosen, [group.program for group in groups], len(federation.train))
+        around, told = _around(config, groups)
+        own = (whole, engine, board, radio, need, needs, (*notes, *told), *names, coding, after, around, workers, found)
+        return Plant(config, chosen, data, federation, *own, dealt=tuple(dealt), redeal=redeal)
+
+    redeal = plant_of if chosen.redeals and reach is None else None
+    return plant_of(dealt, True)
+
+
+def _needs(kit: Kit, scheme: Scheme, prepared: Prepared, federation: Federation) -> tuple[budget.Budget, ...]:
+    """Gives the need of each group that trains. Raises: BudgetError where a board has less."""
+    training = [group for group in kit.groups if group.devices]
+    return tuple(variants.need_of(g, kit, scheme, _module(g, scheme, prepared), federation) for g in training)
 
 
 def _around(config: Config, groups: tuple[Group, ...]) -> tuple[Surroundings | None, list[str]]:

@@ -17,25 +17,29 @@ Shape letters: D devices that train.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from midhaul.changes import Change, Setting, change_of, costs_of, devices, named, said
 from midhaul.choices import Flags, Ints, Options, choose
 from midhaul.config import Config
 from midhaul.curves import Curve, curve
 from midhaul.errors import CheckpointError, ConfigError, nearest
 from midhaul.goals import COSTS, SAID, Goal, read_limits, shown
 from midhaul.link import update
-from midhaul.offers import BITS, Offers, as_dealt
+from midhaul.offers import BITS, Built, Offers, anew, as_dealt, reckoned
 from midhaul.plant import Plant
 from midhaul.runtime.ledger import Ledger
-from midhaul.units import format_seconds
+from midhaul.variants import Variant
 
+_FIXED = (
+    "the scheme {scheme} can't deal out other widths, cuts or ranks while it is under way: its devices are alike, or "
+    "keep what only they have; set run.replan_models = false (`midhaul schemes` has heterofl, flexlora and others)",
+    "devices behind gateways hold the models that these came in with; set run.replan_models = false",
+)
 _LAW = ("top", "fall", "speed")
 _COHORTS = (2.0, 1.5, 1.25, 1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1)  # of the present one
 _LEVELS = (0.75, 0.5, 0.25, 0.0)  # of the way from the leanest to the present joules, for bits
@@ -43,44 +47,6 @@ _WAITED = (0.95, 0.8, 0.6)  # shares of the devices that a deadline lets in
 _NEARER = 0.95  # of how far over a limit a run is: what is no nearer than that isn't worth a change
 _NAMED = 8  # devices that are named at most
 _OWN = 8  # accuracies from which on the run's own law counts and not the expected one
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What can be changed while a run is under way: devices in a round, seconds that it waits for them (0: for all),
-    and each device's bits, none where they are as link.up says."""
-
-    cohort: int
-    deadline_s: float
-    bits: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Change:
-    """A decision: the setting from the next round on, why and what in a sentence, and whether limits are kept by it.
-
-    `was` is the setting until then, `short` the cost that would have run over, `because` what of the run is other than
-    it was or was expected to be, a sentence each. `gone` are devices whose batteries are empty. `before` and `after`
-    are what the run would come to without the change and is to come to with it, of each cost.
-    """
-
-    round: int
-    was: Setting
-    setting: Setting
-    why: str
-    kept: bool
-    short: str
-    because: tuple[str, ...]
-    gone: tuple[int, ...]
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-
-    def to_table(self) -> dict[str, Any]:
-        """Gives it as plain values."""
-        table = dataclasses.asdict(self)
-        for name in ("was", "setting"):
-            table[name]["bits"] = list(table[name]["bits"])
-        return {**table, "because": list(self.because), "gone": list(self.gone)}
 
 
 def check(config: Config) -> None:
@@ -93,6 +59,8 @@ def check(config: Config) -> None:
             raise ConfigError(f"run.expected has {name!r}, which nobody expects{nearest(name, known)}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ConfigError(f"run.expected.{name} must be a number, not {value!r}")
+    if run.replan_models and not run.replan_every:
+        raise ConfigError("run.replan_models is of a run that is planned again; set run.replan_every, for example 1")
     if not run.replan_every:
         return
     if not run.within:
@@ -108,12 +76,16 @@ class Replan:
 
     def __init__(self, plant: Plant) -> None:
         config = plant.config
+        if config.run.replan_models and plant.redeal is None:
+            raise ConfigError(_FIXED[config.run.engine == "gateways"].format(scheme=plant.scheme.name))
         self.plant = plant
+        self.first = plant.dealt
         self.goal = Goal(config.run.target_accuracy or 1.0, read_limits(config.run.within, "run.within"), "joules")
         self.expected: Mapping[str, float] = config.run.expected
         num = len(plant.engine.devices)
         bits = plant.coding.updates.bits
         self.setting = Setting(plant.kit.cohort_size(num), config.fleet.round_deadline_s, bits)
+        self._built: list[Built] = []  # each width, cut or rank that may be dealt anew, once it was asked for
         self.changes: list[Change] = []
         self.costs: list[dict[str, float]] = []  # spent until the end of each round, from round 0 on
         self.accuracies: list[float | None] = []
@@ -130,6 +102,22 @@ class Replan:
         if how is None or how.value != "quantise" or self.plant.config.run.engine == "firmware":
             return ()
         return tuple(sorted({*BITS, int(how.level), *self.setting.bits}, reverse=True))
+
+    @property
+    def models(self) -> list[Built]:
+        """The widths, cuts or ranks that devices may be dealt, the largest first; none where they stay as they are."""
+        if self.plant.config.run.replan_models and not self._built:
+            self._built = anew(self.plant, self.first)
+        return self._built
+
+    def dealt(self, setting: Setting) -> tuple[Variant, ...]:
+        """Gives what of the model lies on each device with a setting."""
+        if not setting.held:
+            return self.first
+        known = {named(variant, self.plant.scheme.differs): variant for variant, _ in self.models}
+        if any(held not in known for held in setting.held) or len(setting.held) != len(self.first):
+            raise CheckpointError("the checkpoint is of a run whose devices held other models; start the run anew")
+        return tuple(known[held] for held in setting.held)
 
     def begin(self, ledger: Ledger) -> None:
         """Notes what was spent before the first round."""
@@ -222,7 +210,7 @@ class Replan:
         `ends` tells whether the rounds are those until the target, which more work in each makes fewer.
         """
         bits = self.able_bits
-        found = as_dealt(self.plant, bits or (0,), number + 1, ledger.simulated_seconds)
+        found = self._offers(bits, number + 1, ledger.simulated_seconds)
         there = np.asarray([str(device) not in ledger.gone for device in range(len(found.value))])
         there &= found.value.max(axis=1) > 0.0
         left = f"{int(there.sum())} of {len(there)} devices are left; " if not there.all() else ""
@@ -230,11 +218,11 @@ class Replan:
         spent, needed = shown(cost, self.costs[-1][cost]), shown(cost, rounds * each[cost])
         more = "1 more round" if rounds == 1 else f"{rounds} more rounds"
         why = f"round {number}: {left}{spent} of {shown(cost, most)} {SAID[cost]} are spent, {more} would take {needed}"
-        now = _Reckoned(found, there, bits, self.setting, self.plant)
+        now = self._reckoned(found, there, bits, self.setting)
         present = self._excess(each, rounds)[0]
         best, chosen, pace, after = (present, 0.0, each[cost]), self.setting, 1.0, self._total(each, rounds)
         for setting in self._settings(found, there, bits):
-            then = _Reckoned(found, there, bits, setting, self.plant)
+            then = self._reckoned(found, there, bits, setting)
             if then.worth <= 0.0:
                 continue
             ratio = then.worth / now.worth if now.worth > 0.0 else 1.0
@@ -246,7 +234,7 @@ class Replan:
             if rank < best and (over <= 0.0 or over < _NEARER * present):
                 best, chosen, pace, after = rank, setting, math.sqrt(ratio), self._total(costs, to_go)
         kept = best[0] <= 0.0
-        told = f"{why}; {_said(self.setting, chosen)}"
+        told = f"{why}; {said(self.setting, chosen)}"
         if not kept:
             told += f", which is the nearest: {100.0 * best[0]:.2g} % over a limit even so"
             if self.plant.config.run.when_over == "stop":
@@ -265,14 +253,15 @@ class Replan:
         if fresh := sorted(int(device) for device in ledger.gone if int(device) not in known):
             is_told = True
             names = ", ".join(map(str, fresh[:_NAMED])) + (", ..." if len(fresh) > _NAMED else "")
-            yield f"{_devices(len(fresh))} left with an empty battery: {names}"
+            yield f"{devices(len(fresh))} left with an empty battery: {names}"
         away = int((~there).sum()) - len(ledger.gone)
         if away > 0:
             is_told = True
-            yield f"{_devices(away)} out of coverage or without rows"
+            yield f"{devices(away)} out of coverage or without rows"
         if self.plant.around is not None:
-            first, unit = as_dealt(self.plant, bits or (0,), 1, 0.0), "seconds" if cost == "seconds" else "joules"
-            took, takes = (float(getattr(one, unit)[there, 0].sum()) for one in (first, found))
+            first, unit = self._offers(bits, 1, 0.0), "seconds" if cost == "seconds" else "joules"
+            at = np.arange(len(there)), self._places(self.setting, bits)
+            took, takes = (float((getattr(one, unit)[at] * there).sum()) for one in (first, found))
             if took > 0.0 and abs(takes / took - 1.0) > margin:
                 is_told = True
                 yield f"with the channels as they are the same round takes {takes / took:.2g} times the {unit} it did"
@@ -298,26 +287,71 @@ class Replan:
         if "dropout" in admits and any(limit.cost == "seconds" for limit in self.goal.limits):
             slowest = found.seconds[there].max(axis=1) if there.any() else np.zeros(0)
             deadlines += [] if not len(slowest) else [float(f"{np.quantile(slowest, share):.4g}") for share in _WAITED]
-        for own in self._bits(found, there, bits):
+        for own, held in self._ways(found, there, bits):
             for deadline_s in dict.fromkeys(deadlines):
                 for cohort in dict.fromkeys(cohorts):
-                    yield Setting(cohort, deadline_s, own)
+                    yield Setting(cohort, deadline_s, own, held)
 
-    def _bits(self, found: Offers, there: Flags, bits: Sequence[int]) -> list[tuple[int, ...]]:
-        """Gives each device's bits as they are, and the best by what a round may take, from now to the least."""
-        if not bits:
-            return [self.setting.bits]
-        present = _places(self.setting, bits, self.plant)
-        devices = np.arange(len(present))
-        sums = {name: getattr(found, name) * there[:, None] for name in ("joules", "uplink_bytes")}
-        ways = [self.setting.bits]
-        for name in sums:
-            now, least = sums[name][devices, present].sum(), sums[name].min(axis=1).sum()
+    def _ways(self, found: Offers, there: Flags, bits: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
+        """Gives each device's bits and model as they are, and the best by what a round may take, from now to the least.
+
+        Where time is limited, the slowest is one of the sums; a device that is gone stays as it is.
+        """
+        present = self.setting.bits, self.setting.held
+        if found.value.shape[1] == 1:
+            return [present]
+        now = self._places(self.setting, bits)
+        at = np.arange(len(now)), now
+        room = found.fits.copy()
+        room[at] = True
+        sums = {name: getattr(found, name) * there[:, None] for name in ("joules", "uplink_bytes", "downlink_bytes")}
+        peaks = {"seconds": found.seconds * there[:, None]}
+        ways = [present]
+        for name in (*sums, *peaks):
+            each = sums[name] if name in sums else peaks[name]
+            leanest = np.where(room, each, math.inf).min(axis=1)
+            taken, least = (float(own.sum() if name in sums else own.max()) for own in (each[at], leanest))
+            if name not in ("joules", "uplink_bytes") and not (self.models and self._is_limited(name)):
+                continue
             for level in _LEVELS:
-                limit = least + level * (now - least)
-                picks = choose(Options(found.value, sums, least="joules"), {name: limit} if limit > 0.0 else {}).picks
-                ways.append(tuple(bits[place] for place in picks))
+                limit = least + level * (taken - least)
+                options = Options(found.value, sums, peaks, room, "joules")
+                picks = choose(options, {name: limit} if limit > 0.0 else {}).picks
+                ways.append(self._way(found, np.where(there, picks, now) if self.models else picks))
         return list(dict.fromkeys(ways))
+
+    def _is_limited(self, name: str) -> bool:
+        own = {"downlink_bytes": ("bytes", "downlink_bytes")}.get(name, (name,))
+        return any(limit.cost in own for limit in self.goal.limits)
+
+    def _way(self, found: Offers, picks: Ints) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        offers = [found.offers[place] for place in picks]
+        bits = tuple(offer.bits for offer in offers) if self.able_bits else self.setting.bits
+        dealt = [offer.variant for offer in offers]
+        moved = tuple(named(variant, self.plant.scheme.differs) for variant in dealt) if self.models else ()
+        return bits, moved
+
+    def _offers(self, bits: Sequence[int], number: int, time_s: float) -> Offers:
+        """Gives what each device may be told to hold and to send in, with its radio as it is in a round."""
+        if not self.models:
+            return as_dealt(self.plant, bits or (0,), number, time_s)
+        return reckoned(self.plant, self.models, tuple(bits or (0,)), number, time_s)
+
+    def _places(self, setting: Setting, bits: Sequence[int]) -> Ints:
+        """Gives the place of each device's model and bits among those that it may have."""
+        how = update.parse(self.plant.config.link.up, "link.up")
+        num = len(self.first)
+        level = int(how.level) if how is not None else 0
+        own = setting.bits or (level,) * num
+        places = [bits.index(value) if bits else 0 for value in own]
+        if self.models:
+            known = {variant: place for place, (variant, _) in enumerate(self.models)}
+            kinds = [known[variant] for variant in self.dealt(setting)]
+            places = [kind * max(len(bits), 1) + place for kind, place in zip(kinds, places, strict=True)]
+        return np.asarray(places, np.int64)
+
+    def _reckoned(self, found: Offers, there: Flags, bits: Sequence[int], setting: Setting) -> _Reckoned:
+        return _Reckoned(found, there, self._places(setting, bits), setting)
 
     def dump(self) -> dict[str, Any]:
         """Gives all that is remembered, for a checkpoint, as plain values."""
@@ -339,14 +373,9 @@ class Replan:
             self.accuracies = [None if value is None else float(value) for value in table["accuracies"]]
             self.pace, self.paces = float(table["pace"]), [float(value) for value in table["paces"]]
             self.has_told, self.is_over = bool(table["has_told"]), bool(table["is_over"])
-            self.forecast = _costs(table["forecast"])
-            for each in table["changes"]:
-                was, setting = (_setting(each[name]) for name in ("was", "setting"))
-                told = (str(each["why"]), bool(each["kept"]), str(each["short"]), tuple(map(str, each["because"])))
-                gone = tuple(int(device) for device in each["gone"])
-                costs = (_costs(each["before"]), _costs(each["after"]))
-                self.changes.append(Change(int(each["round"]), was, setting, *told, gone, *costs))
-                self.setting = setting
+            self.forecast = costs_of(table["forecast"])
+            self.changes = [change_of(each) for each in table["changes"]]
+            self.setting = self.changes[-1].setting if self.changes else self.setting
         except (AttributeError, KeyError, TypeError, ValueError):
             raise CheckpointError("the checkpoint lacks how the run was planned again; start the run anew") from None
 
@@ -354,8 +383,7 @@ class Replan:
 class _Reckoned:
     """What a round costs and is worth with a setting, by the reckoning: a device is in it as often as chance has it."""
 
-    def __init__(self, found: Offers, there: Flags, bits: Sequence[int], setting: Setting, plant: Plant) -> None:
-        places = _places(setting, bits, plant) if bits else np.zeros(len(there), np.int64)
+    def __init__(self, found: Offers, there: Flags, places: Ints, setting: Setting) -> None:
         at = np.arange(len(there)), places
         share = setting.cohort / len(there)
         seconds = found.seconds[at]
@@ -368,36 +396,6 @@ class _Reckoned:
         near = seconds[there] if there.any() else np.zeros(1)
         slow = float(np.quantile(near, drawn / (drawn + 1.0) if share < 1.0 else 1.0))
         self.costs["seconds"] = min(slow, late)
-
-
-def _setting(table: Mapping[str, Any]) -> Setting:
-    return Setting(int(table["cohort"]), float(table["deadline_s"]), tuple(int(value) for value in table["bits"]))
-
-
-def _costs(table: Mapping[str, Any]) -> dict[str, float]:
-    return {cost: float(value) for cost, value in table.items()}
-
-
-def _devices(num: int) -> str:
-    return "1 device" if num == 1 else f"{num} devices"
-
-
-def _places(setting: Setting, bits: Sequence[int], plant: Plant) -> Ints:
-    """Gives the place of each device's bits among those that it may have."""
-    how = update.parse(plant.config.link.up, "link.up")
-    own = setting.bits or (int(how.level) if how is not None else 0,) * len(plant.federation.train)
-    return np.asarray([bits.index(value) for value in own], np.int64)
-
-
-def _said(now: Setting, then: Setting) -> str:
-    """Says what changes."""
-    told = [f"{_devices(then.cohort)} a round in place of {now.cohort}"] if then.cohort != now.cohort else []
-    if then.deadline_s != now.deadline_s:
-        told.append(f"a round waits for at most {format_seconds(then.deadline_s)}")
-    if then.bits != now.bits:
-        counts = {value: then.bits.count(value) for value in sorted(set(then.bits), reverse=True)}
-        told.append("updates in " + ", ".join(f"{value} bits on {num}" for value, num in counts.items()) + " devices")
-    return "from here on " + ", ".join(told) if told else "nothing is changed"
 
 
 def _spent(ledger: Ledger) -> dict[str, float]:

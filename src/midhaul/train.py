@@ -16,6 +16,7 @@ from torch import nn
 from midhaul import __version__, checkpoint, hardware, replan, rng, schedule, tree
 from midhaul import config as settings
 from midhaul.budget import Budget
+from midhaul.changes import Setting
 from midhaul.checkpoint import Checkpoint
 from midhaul.config import Config
 from midhaul.data import Dataset, Federation
@@ -27,7 +28,8 @@ from midhaul.link.radio import Radio
 from midhaul.message import Kind, Replies
 from midhaul.models import count
 from midhaul.plant import Plant, Reach, build, settle
-from midhaul.replan import Replan, Setting
+from midhaul.replan import Replan
+from midhaul.runtime import moving
 from midhaul.runtime.asynchronous import Asynchronous
 from midhaul.runtime.band import Band
 from midhaul.runtime.choosing import Choosing
@@ -48,6 +50,7 @@ from midhaul.sentences import Sentence
 from midhaul.server import Progress, Server
 from midhaul.tree import Tree
 from midhaul.units import format_joules, format_seconds
+from midhaul.variants import Variant
 
 Tell = Callable[[str], None]
 Summary = dict[str, Any]
@@ -191,6 +194,7 @@ class _Run:
         coder = plant.coding.coders[Kind.ACTIVATIONS]
         self.tested = AsDelivered(plant.engine, coder, config.scheme.batch) if coder else plant.engine
         self.wall_s, self.train_s = 0.0, 0.0
+        self.has_drifted = False
         self.kernels: dict[str, str] = {}  # what computed each op before the run was resumed
         self.scores: Summary = {}
         self.done = 0
@@ -344,7 +348,9 @@ class _Run:
             self._change(change.setting)
 
     def _change(self, setting: Setting) -> None:
-        """Goes on with other cohorts, another deadline and other bits."""
+        """Goes on with other cohorts, another deadline, other bits and other parts of the model on the devices."""
+        if self.again is not None and (dealt := self.again.dealt(setting)) != self.plant.dealt:
+            self._redeal(dealt)
         share = setting.cohort / len(self.plant.engine.devices)
         config = self.plant.kit.config.replace(fleet_cohort=share, fleet_round_deadline_s=setting.deadline_s)
         self.plant = dataclasses.replace(self.plant, kit=dataclasses.replace(self.plant.kit, config=config))
@@ -355,6 +361,25 @@ class _Run:
         if self.again is not None:
             self.again.plant = self.plant
 
+    def _redeal(self, dealt: tuple[Variant, ...]) -> None:
+        """Gives devices another part of the model; what they and the link remember goes with them where it fits."""
+        old = self.plant
+        assert old.redeal is not None
+        self.kernels = self._kernels()
+        new = old.redeal(dealt, True)
+        assert not isinstance(old.engine, Firmware)
+        assert not isinstance(new.engine, Firmware)
+        if old.after is not None and self.has_drifted:
+            new.engine.shift(old.after)
+        moving.move(old.engine, new.engine)
+        old.coding.forget({d for d, (a, b) in enumerate(zip(old.dealt, dealt, strict=True)) if a != b})
+        kit = dataclasses.replace(new.kit, config=old.kit.config)
+        self.plant = dataclasses.replace(new, kit=kit, coding=old.coding, around=old.around)
+        self.there.redeal(self.plant.engine, kit, _choosing(self.plant))
+        self.choosing = self.there.choosing
+        coder = old.coding.coders[Kind.ACTIVATIONS]
+        self.tested = AsDelivered(new.engine, coder, old.config.scheme.batch) if coder else new.engine
+
     def _is_enough(self) -> bool:
         """Tells whether the run was to end at its target and is there, or at its limits and would go beyond them."""
         is_over = self.again is not None and self.again.is_over
@@ -364,6 +389,7 @@ class _Run:
         """Gives the devices the rows that they have from now on."""
         assert self.plant.after is not None
         assert not isinstance(self.plant.engine, Firmware)
+        self.has_drifted = True
         self.plant.engine.shift(self.plant.after)
 
     def _resume(self) -> Checkpoint | None:

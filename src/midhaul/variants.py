@@ -191,14 +191,19 @@ def groups(
     held: list[Board],
     population: Population,
     start: rng.Key,
+    first: Sequence[Variant] = (),
 ) -> tuple[Group, ...]:
-    """Gives the devices by what lies on them; new test devices have the largest of the models, or scheme.test_width."""
-    kinds = [(variant, board.name) for variant, board in zip(dealt, held, strict=True)]
+    """Gives the devices by what lies on them; new test devices have the largest of the models, or scheme.test_width.
+
+    `first` is what was dealt at first, where it was dealt anew since: what is tested stays as it was.
+    """
+    first = first or dealt
+    kinds, at_first = ([(v, board.name) for v, board in zip(each, held, strict=True)] for each in (dealt, first))
     programs: dict[Variant, Program] = {}
-    for variant in dealt:
+    for variant in (*dealt, *first):
         if variant not in programs:
-            programs[variant] = _program(kit, models, variant, deepest, max(dealt, key=lambda v: v.rank).rank, start)
-    tested = max(dict.fromkeys(kinds), key=lambda kind: tree.num_parameters(programs[kind[0]].initial))
+            programs[variant] = _program(kit, models, variant, deepest, max(first, key=lambda v: v.rank).rank, start)
+    tested = max(dict.fromkeys(at_first), key=lambda kind: tree.num_parameters(programs[kind[0]].initial))
     if scheme.differs == "width" and kit.cfg.test_width:
         wanted = Variant(width=kit.cfg.test_width)
         tested = next((kind for kind in kinds if kind[0] == wanted), (wanted, tested[1]))

@@ -20,7 +20,7 @@ LAYERS = (
     {"distil", "halves", "lora"},
     {"schemes", "runtime", "variants"},
     {"plant"},
-    {"offers"},
+    {"offers", "changes"},
     {"replan"},
     {"train", "export", "report", "size", "provision", "inference"},
     {"plan", "federation"},

@@ -14,7 +14,7 @@ Shape letters: B rows of a batch, N rows that a device trains on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -105,6 +105,12 @@ class Coding:
         if not up and "g" in got and (error := self._errors.get(device)) is not None and len(error):
             return {**got, "g": got["g"].add(error, alpha=self.correction / len(error))}
         return got
+
+    def forget(self, devices: Collection[int]) -> None:
+        """Forgets what either end remembers of devices that hold another model from now on."""
+        self.residuals = {path: v for path, v in self.residuals.items() if int(path.partition("/")[2]) not in devices}
+        self._errors = {device: error for device, error in self._errors.items() if device not in devices}
+        self.updates.forget(devices)
 
     def dump(self) -> Tree:
         """Gives what both ends remember between rounds, for a checkpoint."""

@@ -80,20 +80,8 @@ class OverLink(Around):
         radio's own. `around` is what varies them, a cell or traces; `spending` charges what they do. `band` is
         shared on the way up, where it is. `log` is given the bytes of each frame, as often as it is sent, with its
         round and whether it goes up."""
-        self.fleet = fleet
         self.ledger = ledger
-        alike = Group(fleet.devices, fleet.test_devices, program, board, radio)
-        self._group = {d: group for group in (alike, *groups) for d in (*group.devices, *group.tests)}
-        self._is_one_model = len({id(group.program) for group in (alike, *groups)}) == 1
-        self._boards = np.zeros((3, max(self._group, default=0) + 1))  # cycles of a MAC, clock and power by device
-        for board in {id(group.board): group.board for group in self._group.values()}.values():
-            at = [device for device, group in self._group.items() if group.board is board]
-            self._boards[:, at] = np.asarray([[board.cycles_per_mac_f32], [board.clock_hz], [board.active_w]])
-        self._layers = {
-            id(part): count.layers(part, group.program.input_shape)
-            for group in {id(group): group for group in self._group.values()}.values()
-            for part in (group.program.module, group.program.front)
-        }
+        self.regroup(fleet, (Group(fleet.devices, fleet.test_devices, program, board, radio), *groups))
         self.coding = coding or Coding()
         self.spending = spending or Spending(ledger)
         self.updates = self.coding.updates
@@ -114,6 +102,21 @@ class OverLink(Around):
         self._turn = (-1, 0)  # the round, and the exchanges made in it
         self.seconds = Times()  # of each device in the last exchange
         self._spent = np.zeros((2, max(self._group, default=0) + 1))  # a step's seconds and busy; stale for others
+
+    def regroup(self, fleet: Fleet, groups: Sequence[Group]) -> None:
+        """Is told what lies on the devices from now on, each on the board and with the radio that it always had."""
+        self.fleet = fleet
+        self._group = {d: group for group in groups for d in (*group.devices, *group.tests)}
+        self._is_one_model = len({id(group.program) for group in groups}) == 1
+        self._boards = np.zeros((3, max(self._group, default=0) + 1))  # cycles of a MAC, clock and power by device
+        for board in {id(group.board): group.board for group in self._group.values()}.values():
+            at = [device for device, group in self._group.items() if group.board is board]
+            self._boards[:, at] = np.asarray([[board.cycles_per_mac_f32], [board.clock_hz], [board.active_w]])
+        self._layers = {
+            id(part): count.layers(part, group.program.input_shape)
+            for group in {id(group): group for group in self._group.values()}.values()
+            for part in (group.program.module, group.program.front)
+        }
 
     def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
         """Frames, charges and delivers the message, and the replies; a device whose frame is lost for good is absent.

@@ -17,7 +17,7 @@ import numpy as np
 from midhaul import rng
 from midhaul.config import Config
 from midhaul.errors import ConfigError
-from midhaul.fleet import Around, Fleet, Part
+from midhaul.fleet import Around, Fleet, Group, Part
 from midhaul.kit import Kit, Scheme
 from midhaul.message import Message, Op, Replies, Setting, gather
 from midhaul.runtime.band import Band
@@ -42,6 +42,10 @@ class Metered(Fleet, Protocol):
 
     def again(self) -> None:
         """Is told that the round is repeated."""
+        ...
+
+    def regroup(self, fleet: Fleet, groups: Sequence[Group]) -> None:
+        """Is told what lies on the devices from now on, in which engine."""
         ...
 
 
@@ -92,11 +96,7 @@ class Participation(Around):
         self.fleet = fleet
         self.kit = kit
         self.spending, self.band = fleet.spending, fleet.band
-        self.choosing = choosing
-        if choosing is not None:
-            choosing.is_gone = fleet.spending.is_empty
-            choosing.now_s = lambda: fleet.ledger.simulated_seconds
-            choosing.pace = lambda device: self.speed(device, kit.config.run.seed)
+        self.choosing = self._ready(choosing)
         self.ledger = fleet.ledger
         self.drops_stragglers = kit.cfg.drop_stragglers and not keeps_stragglers
         self.seconds = Times()
@@ -145,6 +145,22 @@ class Participation(Around):
             for number, answer in zip(there, replies, strict=True):
                 given[number] = self._counted(parts[number][0].op, self._in_time(answer, key))
         return given
+
+    def redeal(self, engine: Fleet, kit: Kit, choosing: Choosing | None) -> None:
+        """Is told what lies on the devices from now on, in which engine. Who chooses goes on with what was learned."""
+        self.kit = kit
+        self.fleet.regroup(engine, kit.groups)
+        if choosing is not None and self.choosing is not None:
+            choosing.restore(*self.choosing.dump())
+        self.choosing = self._ready(choosing)
+
+    def _ready(self, choosing: Choosing | None) -> Choosing | None:
+        """Lets who chooses look at batteries, the clock and the devices' speeds."""
+        if choosing is not None:
+            choosing.is_gone = self.fleet.spending.is_empty
+            choosing.now_s = lambda: self.fleet.ledger.simulated_seconds
+            choosing.pace = lambda device: self.speed(device, self.kit.config.run.seed)
+        return choosing
 
     def again(self) -> None:
         """Goes back to the beginning of the round, which is to be repeated: what was spent stays spent."""

@@ -16,7 +16,7 @@ Shape letters: N numbers of a frame's weights, side by side in the order of the 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -178,6 +178,15 @@ class Updates:
                 answer = answers[device]
                 out[device] = Reply({**answer.tree, **stepped}, answer.weight, answer.metrics)
         return out
+
+    def forget(self, devices: Collection[int]) -> None:
+        """Forgets what either end remembers of devices that hold another model from now on."""
+        self.held, self.meant = (
+            {d: w for d, w in held.items() if d not in devices} for held in (self.held, self.meant)
+        )
+        for kept in (self.residuals, self.warm):
+            for path in [path for path in kept if int(path.partition("/")[0]) in devices]:
+                del kept[path]
 
     def dump(self) -> Tree:
         """Gives what both ends remember between rounds, for a checkpoint."""

@@ -93,6 +93,7 @@ FLEXLORA = _kin(
     source="Bai et al. 2024",
     init=init,
     round=partial(round, merge=factored),
+    redeals=True,
 )
 HETLORA = _kin(
     name="hetlora",
@@ -100,4 +101,5 @@ HETLORA = _kin(
     source="Cho et al. 2024",
     init=init,
     round=partial(round, merge=weighed),
+    redeals=True,
 )

@@ -35,8 +35,13 @@ def between(group: Group, kit: Kit) -> nn.Module | None:
 def init(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
     """The server draws all layers; those that some device doesn't hold get an optimiser of their own."""
     server = init_halves(fleet, kit, key)
+    return server.keeping(copy=copy_memory(server, kit))
+
+
+def copy_memory(server: Server, kit: Kit) -> Tree:
+    """Gives the state of the copy's optimiser: new for layers that some device lacks since cuts were dealt anew."""
     missing = [name for name in server.tree if any(name not in group.program.initial for group in kit.groups)]
-    return server.keeping(copy=kit.half_optimizer().init(tree.select(server.tree, missing)))
+    return {**kit.half_optimizer().init(tree.select(server.tree, missing)), **server.state.get("copy", {})}
 
 
 def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server, dict[str, float]]:
@@ -47,7 +52,7 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
     if not len(there):
         return server, {}
     num_rows = dict(zip(there.devices, there.weight.tolist(), strict=True))
-    copy = server.state.get("copy", {})  # a checkpoint keeps no entry of nothing
+    copy = copy_memory(server, kit)
     behind = Behind(kit, server.large, server.state["optimizer"], server.tree, copy)
     modules = {device: module for group, own in cohort for module in [between(group, kit)] for device in own}
     loss, rows = 0.0, 0.0
@@ -133,5 +138,6 @@ FEDERATED_SPLIT_MIXED = Scheme(
     large="rear",
     engines=SIMULATED,
     differs="cut",
+    redeals=True,
     admits=("cohort", "stragglers", "dropout", "weighting"),
 )

@@ -75,4 +75,5 @@ FLORA = Scheme(
     engines=SIMULATED,
     admits=("cohort", "stragglers", "dropout", "weighting"),
     differs="rank",
+    redeals=True,
 )

@@ -75,6 +75,7 @@ _kin = partial(
     direction="tiny to tiny",
     engines=SIMULATED,
     differs="width",
+    redeals=True,
     admits=("cohort", "stragglers", "dropout", "weighting"),
 )
 HETEROFL = _kin(
