@@ -1,7 +1,8 @@
 """The stream between a server and its gateways, beside bare gRPC. `python -m benchmarks.federation [PART ...]`
 
 Parts: `rate` (split learning's exchanges beside an echo of as many bytes), `round` (federated averaging with empty
-work), `overhead` (bytes on the socket beside the tensors'), `clients` (memory and CPU of the server with many clients).
+work), `overhead` (bytes on the socket beside the tensors'), `clients` (memory and CPU of the server with many clients),
+`flower` (`over_flower.py`: beside Flower's own messages; minutes, so only when it is named).
 All is on this machine's loopback; gateways are in processes of their own, those of `clients` many in each. Devices do
 nothing: a message's tensors, or the model, come back as they are. What is compared takes turns in one run.
 """
@@ -318,7 +319,8 @@ def main() -> None:
         address, *numbers = given.child
         child(address, *map(int, numbers))
         return
-    parts = {
+    parts: dict[str, Callable[[], object]] = {
+        "flower": lambda: subprocess.run([sys.executable, "-m", "benchmarks.over_flower"], check=True),
         "rate": lambda: rate(given.turns, 300),
         "round": lambda: averaging(3 * given.turns),
         "overhead": lambda: overhead(20),
