@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from midhaul.tree import Tree
 
 _KEPT = 2
 _CONSTANT = "constant.safetensors"
+_BESIDE = re.compile(r"\..+\.(safetensors|json|jsonl|toml)\.\d+")  # what `write` calls a file until it is whole
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,13 @@ def write(path: Path, data: bytes) -> None:
         raise CheckpointError(
             f"{path} can't be written ({error.strerror}); free space or choose another --out"
         ) from None
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a process that was killed left half written. It is for the one process that writes there."""
+    for path in folder.glob(".*"):
+        if _BESIDE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _load(folder: Path, number: int) -> Checkpoint:

@@ -396,6 +396,8 @@ class _Run:
         assert self.out is not None
         folder = self.out / "checkpoint"
         kept = self.out / "config.toml"
+        for place in (self.out, folder, self.out / "model"):
+            checkpoint.sweep(place)
         if kept.exists():
             _check_same(settings.read(kept), self.plant.config)
         found = checkpoint.load(folder, self.tell)

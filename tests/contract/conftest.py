@@ -13,7 +13,7 @@ from midhaul import config as settings
 from midhaul.config import Config
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def all_terminals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminals]:
     opened = Terminals(tmp_path_factory.mktemp("terminals"))
     yield opened

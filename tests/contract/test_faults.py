@@ -38,6 +38,7 @@ pytestmark = pytest.mark.xdist_group("terminals")
 def test_a_server_killed_at_random_moments_ends_with_the_same_bits(terminals: Terminals, tmp_path: Path) -> None:
     site = Site(terminals, tmp_path / "site", SMALL.replace(scheme_name="fedrep"))
     faults.killed(site, 3, 0.1)
+    assert not [path for path in site.run.rglob(".*")]
     assert not desk.secret_path(site.port).exists()
     assert site.is_as_undisturbed()
 
@@ -86,7 +87,7 @@ def test_a_link_that_is_cut_and_one_that_is_slow_change_no_bit(terminals: Termin
 def test_a_disk_that_is_full_at_a_checkpoint(terminals: Terminals, tmp_path: Path) -> None:
     try:
         with faults.small_disk(tmp_path / "disk") as disk:
-            site = Site(terminals, disk / "site", SMALL.replace(scheme_name="fedrep"))
+            site = Site(terminals, disk / "site", SMALL.replace(scheme_name="fedrep", run_rounds=30))
             _no_room(site, lambda _: faults.fill(disk / "ballast"), "No space left on device")
             (disk / "ballast").unlink()
             _goes_on(site)
@@ -96,7 +97,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(terminals: Terminals, tmp_path: Pat
 
 def test_a_file_that_may_not_grow_at_a_checkpoint(terminals: Terminals, tmp_path: Path) -> None:
     """What a quota does, without the rights that a full disk takes."""
-    site = Site(terminals, tmp_path / "site", SMALL.replace(scheme_name="fedrep"))
+    site = Site(terminals, tmp_path / "site", SMALL.replace(scheme_name="fedrep", run_rounds=30))
 
     def limit(serves: Terminal) -> None:
         resource.prlimit(serves.pid, resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))

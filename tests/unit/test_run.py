@@ -165,7 +165,12 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_used(damage: str, tm
         "gone": lambda: tensors.unlink(),
     }[damage]()
     told: list[str] = []
+    half, other = folder / ".round-000004.safetensors.4711", folder / ".nfs4711"
+    for path in (half, other):
+        path.write_bytes(b"half")
     resumed = train.run(settings, tmp_path / "cut", resume=True, tell=told.append).summary
+    assert not half.exists()  # a process that was killed left it half written
+    assert other.exists()
     assert any("round 3 is damaged" in line and "the one before it, round 2" in line for line in told)
     assert resumed["model_sha256"] == whole["model_sha256"]
 
