@@ -27,7 +27,7 @@ from midhaul import halves, rng, tree
 from midhaul.kit import Kit
 from midhaul.link import frame
 from midhaul.runtime.ledger import Ledger
-from midhaul.runtime.native import framing, library
+from midhaul.runtime.native import cohort, framing, library
 from midhaul.runtime.over_link import OverLink
 from midhaul.runtime.participation import Participation
 from midhaul.runtime.stacked import Stacked
@@ -37,13 +37,14 @@ COUNTERS = "instructions,cycles,cache-references,cache-misses,L1-dcache-load-mis
 PARTS: tuple[tuple[Any, str, str], ...] = (
     (library, "run", "compiled kernels"),
     (Stacked, "exchange", "engine around them"),
-    (framing, "pack", "frames of alike replies"),
+    (framing, "written", "frames of the replies and down"),
     (frame, "pack", "frames one by one: made"),
     (frame, "unpack", "frames one by one: read"),
     (OverLink, "exchange_parts", "link: charging, delivering"),
     (Participation, "exchange_parts", "who takes part, the clock"),
     (Kit, "cohort", "drawing the cohort"),
     (tree, "weighted_mean", "the mean"),
+    (cohort, "weighted_mean", "the mean"),
     (halves, "step_each", "the server's half: forward, backward, step"),
 )
 REST = "the scheme itself"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from midhaul.errors import FrameError
 from midhaul.link import frame
@@ -26,17 +27,24 @@ from midhaul.tree import Tree
 
 _DEVICE, _WEIGHT = 16, 24  # where a frame's header has them
 _ROUND = slice(12, 16)
+_U32_MAX = 0xFFFFFFFF
 
 Bytes = npt.NDArray[np.uint8]
 
 
 class Field(NamedTuple):
-    """What differs from frame to frame: where it is in each, the numbers of all, the bytes of one. Shapes: values
-    [D, ...]."""
+    """What differs from frame to frame: where it is in each, the numbers of all, the bytes of one, and where in memory
+    the numbers lie. Shapes: values [D, ...]."""
 
     place: int
     values: npt.NDArray[Any]
     size: int
+    address: int
+
+    @classmethod
+    def of(cls, place: int, value: Tensor, size: int) -> Field:
+        """Gives the field of a tensor, which lies in memory as it travels but for the order of a number's bytes."""
+        return cls(place, value.numpy(), size, value.data_ptr())
 
 
 @dataclass(frozen=True)
@@ -77,21 +85,15 @@ def layout(op: Op, round: int, replies: Replies) -> Layout | None:
 
     Raises: FrameError for what the wire has no place for.
     """
-    weight, num = replies.weight.numpy().astype("<f8", copy=False), len(replies)
+    num, weight = len(replies), replies.weight.to(torch.float64).contiguous()
     if not num or not _is_plain(replies.tree):
         return None
-    if not (weight.min() >= 0.0 and weight.max() < np.inf):  # so neither is NaN
+    if not (weight.numpy().min() >= 0.0 and weight.numpy().max() < np.inf):  # so neither is NaN
         return None
     shapes = tuple((name, tuple(value.shape[1:])) for name, value in replies.tree.items())
-    pattern, kinds = _pattern(op, True, (), "", shapes, tuple(replies.metrics))
-    _check_header(round, replies.devices)
-    devices = np.asarray(replies.devices, "<u4")
-    first = [Field(_DEVICE, devices, 4), Field(_WEIGHT, weight, 8)]
-    fields, place = _tensors(replies.tree, num)
-    for values in replies.metrics.values():
-        place += frame.METRIC_BYTES
-        fields.append(Field(place - 8, np.ascontiguousarray(values.numpy(), "<f8"), 8))
-    return Layout(_of_round(pattern, round), (*first, *fields), kinds)
+    first = (_devices(replies.devices), Field.of(_WEIGHT, weight, 8))
+    values = [*replies.tree.values(), *(values.to(torch.float64) for values in replies.metrics.values())]
+    return _template(op, True, (), "", shapes, tuple(replies.metrics)).filled(round, first, values)
 
 
 def alone(made: Frame) -> Layout | None:
@@ -104,55 +106,59 @@ def alone(made: Frame) -> Layout | None:
     shapes = tuple((name, tuple(value.shape)) for name, value in made.tree.items())
     # 1, 1.0 and True are the same key of a dictionary and other bytes in a frame, so their text is in the key too.
     settings = tuple(made.settings.items())
-    pattern, kinds = _pattern(made.op, made.is_reply, settings, repr(settings), shapes, ())
-    _check_header(made.round, (made.device,))
-    before = sum(map(frame.setting_bytes, made.settings.values()))
-    fields, _ = _tensors({name: value[None] for name, value in made.tree.items()}, 1, before)
-    device = Field(_DEVICE, np.asarray([made.device], "<u4"), 4)
-    return Layout(_of_round(pattern, made.round), (device, *fields), kinds)
+    template = _template(made.op, made.is_reply, settings, repr(settings), shapes, ())
+    return template.filled(made.round, (_devices((made.device,)),), [*made.tree.values()])
 
 
 def _is_plain(stacked: Tree) -> bool:
     return not any(name in ROW_KINDS or value.dtype != torch.float32 for name, value in stacked.items())
 
 
-def _check_header(round: int, devices: tuple[int, ...]) -> None:
-    if not (0 <= round <= 0xFFFFFFFF and min(devices) >= 0 and max(devices) <= 0xFFFFFFFF):
-        raise FrameError(f"round {round} and devices to {max(devices)} must be 0 to {0xFFFFFFFF}")
+def _devices(devices: tuple[int, ...]) -> Field:
+    if not (min(devices) >= 0 and max(devices) <= _U32_MAX):
+        raise FrameError(f"devices {min(devices)} to {max(devices)} must be 0 to {_U32_MAX}")
+    numbers = np.asarray(devices, np.uint32)
+    return Field(_DEVICE, numbers, 4, numbers.__array_interface__["data"][0])
 
 
-def _of_round(pattern: Bytes, round: int) -> Bytes:
-    own = pattern.copy()
-    own[_ROUND] = np.asarray([round], "<u4").view(np.uint8)
-    return own
+class _Template(NamedTuple):
+    """A frame of zeros of device 0 in round 0, its bytes by kind, and the place and size of each tensor and metric."""
 
+    pattern: Bytes
+    kinds: dict[str, int]
+    places: tuple[tuple[int, int], ...]
 
-def _tensors(stacked: Tree, num: int, before: int = 0) -> tuple[list[Field], int]:
-    """Gives the fields of tensors that come so many bytes behind the header, and where they end."""
-    fields, place = [], frame.HEADER_BYTES + before
-    for value in stacked.values():
-        place += frame.TENSOR_BYTES + 4 * (value.ndim - 1)
-        numbers = value.detach().contiguous().numpy().astype("<f4", copy=False)
-        if numbers.size:
-            size = numbers.nbytes // num
-            fields.append(Field(place, numbers, size))
-            place += size
-    return fields, place
+    def filled(self, round: int, first: tuple[Field, ...], values: list[Tensor]) -> Layout:
+        """Gives the layout of frames of these tensors and metrics. Shapes: values [D, ...], or of one frame alone."""
+        if not 0 <= round <= _U32_MAX:
+            raise FrameError(f"round {round} must be 0 to {_U32_MAX}")
+        own = self.pattern.copy()
+        own[_ROUND] = np.asarray([round], "<u4").view(np.uint8)
+        each = zip(self.places, values, strict=True)
+        fields = [Field.of(place, value.detach().contiguous(), size) for (place, size), value in each if size]
+        return Layout(own, (*first, *fields), self.kinds)
 
 
 @functools.lru_cache(maxsize=64)
-def _pattern(
+def _template(
     op: Op,
     is_reply: bool,
     settings: tuple[tuple[str, Setting], ...],
     settings_told: str,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     metrics: tuple[str, ...],
-) -> tuple[Bytes, dict[str, int]]:
-    """Gives the frame of zeros of device 0 in round 0, and its bytes by kind."""
+) -> _Template:
     nothing = {name: torch.zeros(shape) for name, shape in shapes}
     made = Frame(op, is_reply, 0, 0, dict(settings), nothing, 0.0, dict.fromkeys(metrics, 0.0))
-    return np.frombuffer(frame.pack(made), np.uint8), frame.bytes_by_kind(made)
+    place, places = frame.HEADER_BYTES + sum(frame.setting_bytes(value) for _, value in settings), []
+    for value in nothing.values():
+        place += frame.TENSOR_BYTES + 4 * value.ndim
+        places.append((place, 4 * value.numel()))
+        place += 4 * value.numel()
+    for _ in metrics:
+        place += frame.METRIC_BYTES
+        places.append((place - 8, 8))
+    return _Template(np.frombuffer(frame.pack(made), np.uint8), frame.bytes_by_kind(made), tuple(places))
 
 
 def pack(op: Op, round: int, replies: Replies) -> Frames | None:
@@ -168,8 +174,8 @@ def written(made: Layout) -> Frames:
     """Gives the frames of a layout. Limits: of what comes out of one, only that it is finite is looked at."""
     data, sound = np.empty((made.num, len(made.pattern)), np.uint8), np.ones(made.num, np.bool_)
     data[:] = made.pattern
-    for place, values, size in made.fields:
-        flat = values.reshape(made.num, -1)
+    for place, values, size, _ in made.fields:
+        flat = values.reshape(made.num, -1).astype(values.dtype.newbyteorder("<"), copy=False)
         if values.dtype.kind == "f":
             sound &= np.isfinite(flat).all(1)
         data[:, place : place + size] = flat.view(np.uint8)

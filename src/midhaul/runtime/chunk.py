@@ -68,7 +68,7 @@ class Chunk:
         self.message, self.settings = message, message.settings
         self.devices, self.rows, self.key = devices, rows, key
         self.shared, self.each = fleet.parameters(message, devices)
-        self.counts = [float(len(r)) for r in rows]
+        self.counts = list(map(float, map(len, rows)))
         self.device = self.population.x.device
         self._call = self.program.call_front if message.op == Op.FORWARD else self.program.call
         # Rows that the server sent to be trained on: they have logits and no label.

@@ -5,6 +5,8 @@ Shape letters: D devices of the chunk, R rows of all of them one after another, 
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -50,10 +52,10 @@ class Call:
     def __init__(self, made: Chain, source: Source, rows: list[Indices]) -> None:
         self.made, self.held, x = made, list[Any](), source.x
         self.rows = np.concatenate([*rows, np.zeros(0, np.int64)])
-        self.sizes = [len(own) for own in rows]
+        self.sizes = list(map(len, rows))
         if len(self.rows) and not 0 <= int(self.rows.min()) <= int(self.rows.max()) < len(x):
             raise EngineError(f"a device has a row that isn't among the {len(x)} rows of the data")
-        first, size = made.layers[0], int(np.prod(x.shape[1:]))
+        first, size = made.layers[0], math.prod(x.shape[1:])
         if size != first.in_c * first.in_h * first.in_w:
             raise EngineError(f"the model doesn't take rows of shape {tuple(x.shape[1:])}")
         self.job = Job(
@@ -66,7 +68,7 @@ class Call:
             bytes=self.tensor(x) if source.levels is not None else None,
             x=self.tensor(x if source.levels is None else source.levels),
             rows=self.array(self.rows),
-            first=self.array(np.cumsum([0, *self.sizes])),
+            first=self.array([0, *itertools.accumulate(self.sizes)]),
         )
 
     def tensor(self, value: Tensor) -> int:
@@ -110,9 +112,9 @@ class Call:
                     raise EngineError("the rows have values to be hit, and no classes; train with the loss mse")
                 job.targets = self.tensor(y.float())
             else:
-                if len(y) and int(y.max()) >= self.made.output_size:
+                if len(y) and (most := int(y.numpy().max())) >= self.made.output_size:
                     raise EngineError(
-                        f"a row has the label {int(y.max())} and the model tells {self.made.output_size} classes apart"
+                        f"a row has the label {most} and the model tells {self.made.output_size} classes apart"
                     )
                 job.labels = self.tensor(y.long())
         if soft is not None:

@@ -1,7 +1,7 @@
 """What the server does with a cohort by the compiled library: draws it, and takes the mean of what it sends.
 
-Without a compiler `rng` and `tree` do the same: the same draws, and means that differ by the order of a sum in double
-precision, which float32 hardly ever shows.
+Without a compiler `rng` and `tree` do the same. A mean is a sum in double precision in the order of the devices, of
+rounded products; torch's has the same bits where it sums so too, as on the processor that this was written on.
 
 Shape letters: D devices.
 """

@@ -17,9 +17,11 @@ from midhaul.link import frames
 from midhaul.link.frames import Bytes, Frames, Layout
 from midhaul.message import Op, Replies
 from midhaul.runtime.native import library
-from midhaul.runtime.native.library import Field, Fields
+from midhaul.runtime.native.library import Fields
 
-_KINDS = {"<u4": library.BYTES, "<f4": library.FLOATS, "<f8": library.DOUBLES}
+_KINDS = {
+    np.dtype(name): kind for name, kind in (("u4", library.BYTES), ("f4", library.FLOATS), ("f8", library.DOUBLES))
+}
 
 
 def pack(op: Op, round: int, replies: Replies, *, keeps: bool = False) -> Frames | None:
@@ -44,9 +46,10 @@ def written(made: Layout, *, keeps: bool) -> Frames:
 def job(made: Layout, data: Bytes, sound: npt.NDArray[np.bool_]) -> Fields:
     """Gives what the library is told of frames. All three must live as long as it is used. Shapes: data [D, L], or
     [1, L] where each frame is written over the one before it; sound [D]."""
-    listed = (Field * len(made.fields))()
-    for entry, own in zip(listed, made.fields, strict=True):
-        entry.source, entry.place, entry.size = own.values.__array_interface__["data"][0], own.place, own.size
-        entry.kind = _KINDS[own.values.dtype.str]
-    places = (made.pattern.ctypes.data, data.ctypes.data, sound.ctypes.data)
-    return Fields(listed, *places, made.num, data.shape[1], len(listed), data.shape[1] if len(data) == made.num else 0)
+    rows = [[own.address, own.place, own.size, _KINDS[own.values.dtype]] for own in made.fields]
+    listed = np.array(rows, np.int64)  # mk_field, one behind another
+    whole = Fields(listed.ctypes.data, made.pattern.ctypes.data, data.ctypes.data, sound.ctypes.data)
+    whole.num, whole.size, whole.num_fields = made.num, data.shape[1], len(rows)
+    whole.step = data.shape[1] if len(data) == made.num else 0
+    whole.listed = listed
+    return whole

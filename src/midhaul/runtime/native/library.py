@@ -9,6 +9,9 @@ from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint64, c_voi
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from midhaul.devices import toolchain
 from midhaul.errors import DependencyError, EngineError
 
@@ -90,18 +93,12 @@ class HalfJob(ctypes.Structure):
     )
 
 
-class Field(ctypes.Structure):
-    """mk_field; `source` is its from."""
-
-    _fields_ = (("source", c_void_p), *((name, c_int64) for name in ("place", "size", "kind")))
-
-
 class Fields(ctypes.Structure):
-    """mk_frames."""
+    """mk_frames; `listed` is what its fields point to."""
 
+    listed: npt.NDArray[np.int64]
     _fields_ = (
-        ("fields", POINTER(Field)),
-        *((name, c_void_p) for name in ("pattern", "data", "sound")),
+        *((name, c_void_p) for name in ("fields", "pattern", "data", "sound")),
         *((name, c_int64) for name in ("num", "size", "num_fields", "step")),
     )
 

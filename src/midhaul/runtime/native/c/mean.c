@@ -1,3 +1,10 @@
+/* No product is fused with its sum, so that a mean has the same bits on every processor. */
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#else
+#pragma GCC optimize("fp-contract=off")
+#endif
+
 #include "mean.h"
 
 #include "vector.h"

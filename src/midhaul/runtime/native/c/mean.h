@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-/* The sum of share[d] * values[d][c], in double precision and in the order of d. values [num][size], out [size]. */
+/* The sum of share[d] * values[d][c], in double precision and in the order of d, each product rounded. values [num][size], out [size]. */
 void mk_mean(const float *values, const double *share, int64_t num, int64_t size, float *out);
 
 #endif
