@@ -172,20 +172,30 @@ def _join(chosen: argparse.Namespace) -> None:
 
 
 def _status(chosen: argparse.Namespace) -> None:
+    """Shows a run's standing, once or until it ends; a server that goes away meanwhile may come back (`--resume`)."""
     from midhaul.federation import status
 
+    screen, told, gone_s = terminal.Screen(chosen.watch > 0.0), None, 0.0
     while True:
-        told = status.ask(chosen.address, chosen.tls, chosen.name)
+        try:
+            told, gone_s = status.ask(chosen.address, chosen.tls, chosen.name, comes_again=chosen.watch > 0.0), 0.0
+        except status.Unreachable:
+            if told is None:
+                raise
+            if told["round"] == told["rounds"]:
+                told["phase"] = "done"  # a server that has ended tells nobody more
+            gone_s = gone_s or time.monotonic()
         if chosen.json:
-            print(json.dumps(told))
+            print(json.dumps({**told, "is_reachable": not gone_s}), flush=True)
         else:
-            if chosen.watch and sys.stdout.isatty():
-                print("\033[H\033[2J", end="")
-            print(status.heading(told))
-            print(terminal.table(status.COLUMNS, status.rows(told)) if told["gateways"] else "no gateway is here yet")
-            for line in status.sentences(told):
-                print(textwrap.fill(line, 80))
-        sys.stdout.flush()
+            lines = [*status.heading(told), ""]
+            lines += (
+                terminal.table(status.COLUMNS, status.rows(told)).split("\n") if told["gateways"] else [status.NOBODY]
+            )
+            lines += [part for line in status.sentences(told) for part in textwrap.wrap(line, 80)]
+            if gone_s and told["phase"] != "done":
+                lines.append(f"the server is away since {time.monotonic() - gone_s:.0f} s; looking for it")
+            screen.show(lines)
         if not chosen.watch or told["phase"] == "done":
             return
         time.sleep(chosen.watch)

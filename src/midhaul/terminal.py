@@ -45,6 +45,22 @@ def _fold(text: str, width: int) -> list[str]:
     return lines
 
 
+class Screen:
+    """Lines that are shown again and again: where it is `live` and a terminal in one place, else below each other."""
+
+    def __init__(self, live: bool) -> None:
+        self.live, self.has_shown = live and sys.stdout.isatty(), False
+
+    def show(self, lines: Sequence[str]) -> None:
+        if self.live:
+            # From the top, each line to its end, then all below: nothing flickers.
+            start = "\033[H" if self.has_shown else "\033[H\033[2J"
+            print(start + "".join(f"{line}\033[K\n" for line in lines) + "\033[J", end="", flush=True)
+        else:
+            print(("\n" if self.has_shown else "") + "\n".join(lines), flush=True)
+        self.has_shown = True
+
+
 class Progress:
     """Shows what is done, its rate and the time left, on the error stream; what it is told goes to the log as well."""
 

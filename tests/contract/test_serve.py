@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-from terminals import Terminals, free_port, listening
+from terminals import Terminals, free_port, listening, wait_for
 
 from midhaul import config as settings
 from midhaul import train, tree
@@ -141,7 +141,7 @@ def test_a_run_begins_without_gateways_that_do_not_come(terminals: Terminals, se
     serves = server(SMALL.replace(scheme_name="fedavg"), port, "--gateways", 1)
     terminals("join", f"127.0.0.1:{port}", "--share", "1/2").end()
     serves.end()
-    assert "beginning with 1 gateways; nobody holds the devices 1, 3" in serves.err
+    assert "beginning with 1 gateway; nobody holds the devices 1, 3" in serves.err
     none = terminals(
         "serve", tmp_path / "config.toml", "--listen", "127.0.0.1:0", "--patience", "0.3", "--out", tmp_path / "x"
     )
@@ -184,19 +184,26 @@ def test_a_federation_over_tls_and_strangers_at_its_door(terminals: Terminals, s
     told = json.loads(terminals("status", where, "--tls", own, "--json").end())
     assert (told["phase"], told["missing"], told["refused"]) == ("waiting", [1, 3], {"pass": 1})
     shown = terminals("status", where, "--tls", own, "--name", "a").end()
-    assert "fedavg on digits: waiting, round 0 of 3" in shown
+    assert "fedavg on digits: waiting, for " in shown
+    assert "\nround 0 of 3 [---" in shown
     assert "nobody holds the devices 1, 3" in shown
     assert "refused: 1 pass" in shown
     with urllib.request.urlopen(f"http://127.0.0.1:{at}/metrics") as page:
         text = page.read().decode()
-    assert 'midhaul_gateway_connected{gateway="a"} 1.0' in text
+    assert 'midhaul_gateway_up{gateway="a"} 1.0' in text
     assert 'midhaul_refused_total{kind="pass"} 1.0' in text
     assert "midhaul_missing_devices 2.0" in text
 
+    watch = terminals("status", where, "--tls", own, "--name", "a", "--watch", "0.1", "--json")
+    wait_for(lambda: bool(watch.out), watch)
     second = terminals("join", where, "--share", "2/2", "--tls", own, "--name", "b")
     serves.end()
     for gateway in (first, second):
         gateway.end()
+    seen = [json.loads(line) for line in watch.end().splitlines()]
+    assert (seen[0]["phase"], seen[0]["round"]) == ("waiting", 0)
+    assert (seen[-1]["phase"], seen[-1]["round"], seen[-1]["is_reachable"]) == ("done", 3, True)
+    assert "is away" not in serves.err  # they left since the run had ended
 
 
 def test_what_can_not_be_is_refused(terminals: Terminals, server: Any, tmp_path: Path) -> None:

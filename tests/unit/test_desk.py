@@ -65,7 +65,7 @@ def test_who_comes_before_the_server_is_ready_comes_again() -> None:
 
     told: list[str] = []
     version = {"version": midhaul.__version__}
-    made = desk.Desk(Guard(b"", "whispered"), lambda: version, lambda: version, told.append)
+    made = desk.Desk(Guard(b"", "whispered"), *[lambda: version] * 3, told.append)
     server = grpc.server(ThreadPoolExecutor(1), (made.handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")
     address = f"127.0.0.1:{port}"

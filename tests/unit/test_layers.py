@@ -8,7 +8,7 @@ import midhaul
 ROOT = Path(midhaul.__file__).parent
 LAYERS = (
     {"errors"},
-    {"tree", "units", "rng", "config", "net", "hub", "sentences"},
+    {"tree", "units", "rng", "config", "net", "hub", "sentences", "tracing"},
     {"message", "schedule", "hardware", "goals", "logs", "scalars"},
     {"data", "models", "devices", "link", "privacy"},
     {"program"},

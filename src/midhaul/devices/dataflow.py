@@ -18,6 +18,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from midhaul.devices.arena import Buffer
 from midhaul.errors import BudgetError
+from midhaul.tracing import Tracer
 
 ELEMENT_BYTES = 4  # float32, and int32 for tokens
 
@@ -109,7 +110,7 @@ def lifetimes(
     return found
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not any(m.children()) or super().is_leaf_module(m, module_qualified_name)
 

@@ -1,7 +1,7 @@
 """The desk at a server's door: it lets gateways in, and tells an operator how the run is doing.
 
-Two calls beside the stream, on the same port: `Join` tells a gateway the run's config and token, `Status` says what
-`midhaul status` shows. Both want a pass (`passes.py`), so both are refused to strangers.
+Three calls beside the stream, on the same port: `Join` tells a gateway the run's config and token, `Status` says what
+`midhaul status` shows, `Watch` the same to one that comes again. All want a pass (`passes.py`): strangers are refused.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Unreachable(EngineError):
 
 
 class Desk:
-    """The server's side. `joins` and `status` give what is told; `tell` is given a sentence about who was refused.
+    """The server's side. `joins`, `status` and `watch` give what is told; `tell` is given sentences about the refused.
 
     It is there for nobody before it is `opened`: who comes earlier comes again.
     """
 
-    def __init__(self, guard: Guard, joins: Answer, status: Answer, tell: Callable[[str], None]) -> None:
+    def __init__(self, guard: Guard, joins: Answer, status: Answer, watch: Answer, tell: Callable[[str], None]) -> None:
         self.guard, self.tell, self.refused = guard, tell, 0
         self.opened = threading.Event()
-        self._answers = {"Join": joins, "Status": status}
+        self._answers = {"Join": joins, "Status": status, "Watch": watch}
 
     def handlers(self) -> Any:
         """Gives what a gRPC server is to serve."""

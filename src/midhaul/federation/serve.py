@@ -6,7 +6,9 @@ The run itself is `train.run` with a fleet of gateways: same schemes, same confi
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +33,7 @@ from midhaul.sentences import Sentence
 from midhaul.server import Progress
 from midhaul.train import Result, Tell
 
+LINGER_S = 5.0
 RECENT = 10  # rounds whose mean says how long one takes
 _PHASES = {"listening": "waiting", "everybody": "training", "round": "training", "end": "done"}
 _FIGURES = ["round", "accuracy", "large_accuracy", "train_loss", "uplink_bytes", "downlink_bytes", "device_joules"]
@@ -47,6 +50,8 @@ class Standing:
     checkpoint_s: float | None = None
     gateways: Gateways | None = None
     desk: Desk | None = None
+    _watched_s: float = -math.inf
+    _has_told_end: threading.Event = field(default_factory=threading.Event)
     _took: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def hear(self, line: str) -> None:
@@ -60,6 +65,18 @@ class Standing:
             self._took.append(float(line.facts["seconds"]))
         if line.event == "checkpoint":
             self.checkpoint_s = time.time()
+
+    def to_watcher(self) -> dict[str, Any]:
+        """Gives `to_table` to one that comes again."""
+        self._watched_s = time.monotonic()
+        if self.phase == "done":
+            self._has_told_end.set()
+        return self.to_table()
+
+    def linger(self) -> None:
+        """Waits until who watches the run has heard of its end: soon nobody is there to be asked."""
+        if time.monotonic() - self._watched_s < LINGER_S:
+            self._has_told_end.wait(LINGER_S)
 
     def to_table(self) -> dict[str, Any]:
         """Gives what `midhaul status` shows. Units: seconds, seconds since 1970, bytes, joules.
@@ -86,6 +103,7 @@ class Standing:
             "began_s": self.began_s,
             "seconds": time.time() - self.began_s,
             "checkpoint_s": self.checkpoint_s,
+            "at_s": time.time(),
             "missing": gateways.missing() if gateways is not None else [],
             "refused": refused,
             "gateways": gateways.about() if gateways is not None else [],
@@ -152,13 +170,15 @@ def serve(
     def told_too(line: str) -> None:
         standing.hear(line)
         tell(line)
+        if standing.phase == "done":
+            standing.linger()
 
     with contextlib.ExitStack() as stack:
 
         def reach(kit: Kit, simulated: Engine) -> Held:
             secret = secrets.token_hex(32) if place.material is None else ""
             guard = Guard(place.material.root if place.material is not None else b"", secret)
-            standing.desk = Desk(guard, lambda: _welcome(told, token), standing.to_table, told_too)
+            standing.desk = Desk(guard, lambda: _welcome(told, token), standing.to_table, standing.to_watcher, told_too)
             gateways = Gateways(
                 kit.groups,
                 simulated.population,

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from midhaul.models import trace
+from midhaul.tracing import Tracer
 
 aten = torch.ops.aten
 
@@ -83,7 +84,7 @@ def _has_more(module: nn.Module) -> bool:
     return any(part.training or "forward" in vars(part) or any(vars(part)[h] for h in hooks) for part in parts)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     """Takes the layers that are known for one step each, and looks into all other modules."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from midhaul.errors import SliceError
 from midhaul.models import trace
+from midhaul.tracing import Tracer
 
 _BATCHES = (2, 3)  # the pass is run on so many rows, to tell batch sizes from numbers that never change
 
@@ -68,7 +69,7 @@ class _Row:
     """Stands for the number of rows of the batch."""
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     """Traces the calls of layers; `shallow` takes every module but a Sequential for one layer."""
 
     def __init__(self, shallow: bool) -> None:

@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from midhaul.report.charts import HEIGHT_IN, to_svg
-from midhaul.report.spent import WHATS, Spent
+from midhaul.report.spent import Spent
+from midhaul.runtime.ledger import WHATS
 from midhaul.units import format_joules, format_seconds
 
 MAX_BARS = 200  # more devices than this are drawn as so many bars, each the mean of neighbours

@@ -14,6 +14,7 @@ from midhaul.report.groups import Group, Row, Study, differing
 from midhaul.report.looks import GATE_STYLES, KIND_COLOURS, KIND_HATCHES, Style, styles
 from midhaul.report.prose import crossing, findings, what_was_run
 from midhaul.report.runs import EVENTS, KINDS, Cascade, Run
+from midhaul.runtime.ledger import WHATS
 from midhaul.units import format_bytes, format_joules, format_seconds
 
 
@@ -211,8 +212,8 @@ def _went(study: Study, looks: dict[str, Style], name: str) -> str:
         run = group.runs[0]
         if run.spent is None:
             continue
-        joules, seconds = ({w: sum(part[w]) for w in spent.WHATS} for part in (run.spent.joules, run.spent.seconds))
-        both = [f"{format_joules(joules[w])}<br><small>{format_seconds(seconds[w])}</small>" for w in spent.WHATS]
+        joules, seconds = ({w: sum(part[w]) for w in WHATS} for part in (run.spent.joules, run.spent.seconds))
+        both = [f"{format_joules(joules[w])}<br><small>{format_seconds(seconds[w])}</small>" for w in WHATS]
         lines.append([markup.label(group.label, looks), *both, f"{run.spent.num_gone:,}"])
         drawn = [(of, bars.devices(run.spent, of, f"{name}-{of}{number}")) for of in ("joules", "seconds")]
         captions = {
@@ -228,13 +229,13 @@ def _went(study: Study, looks: dict[str, Style], name: str) -> str:
         figures.append(grid)
     if not lines:
         return ""
-    heads = ["scheme", *(bars.WORDS[what] for what in spent.WHATS), "gone"]
+    heads = ["scheme", *(bars.WORDS[what] for what in WHATS), "gone"]
     note = (
         "Energy and simulated seconds of all devices together, of the first seed; resting is counted where radios have "
         "states (link.energy). Gone: devices whose battery is empty."
     )
     legend = markup.legend(
-        (bars.WORDS[what], markup.block(bars.COLOURS[what], bars.HATCHES[what])) for what in spent.WHATS
+        (bars.WORDS[what], markup.block(bars.COLOURS[what], bars.HATCHES[what])) for what in WHATS
     )
     return (
         f'<h2>Where joules and seconds went</h2>{markup.table(heads, lines, (0,))}<p class="note">{note}</p>{legend}'

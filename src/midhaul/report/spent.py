@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from midhaul.errors import CheckpointError
+from midhaul.runtime.ledger import WHATS
 from midhaul.units import format_joules
 
-WHATS = ("compute", "transmit", "receive", "idle")
 MAX_DEVICES = 1_000_000
 
 

@@ -68,6 +68,7 @@ class Door:
         self._options = channel.options(keepalive_s)
         self._most = max_gateways + _SPARE
         self._server: Any = None
+        self._is_closing = False
         self._wanted = frozenset({*population.devices, *population.test_devices})
 
     def open(self) -> str:
@@ -112,7 +113,7 @@ class Door:
             here, now = self.num_here, time.monotonic()
             who, facts = format_numbers(missing), dict[str, Any](gateways=here, missing=missing)
             if 0 < self.begins_with <= here:
-                told = f"beginning with {here} gateways; nobody holds the devices {who}"
+                told = f"beginning with {here} gateway{'s' * (here != 1)}; nobody holds the devices {who}"
                 self.tell(Sentence(told, "everybody", level="warning", **facts))
                 return
             if now >= end:
@@ -122,7 +123,7 @@ class Door:
                 )
             if now >= tells:
                 tells = now + TOLD_S
-                told = f"{here} gateways are here; waiting for those with the devices {who}"
+                told = f"{here} gateway{' is' if here == 1 else 's are'} here; waiting for those with the devices {who}"
                 self.tell(Sentence(told, "waiting", **facts))
             with self.changed:
                 if self.missing() == missing and self.num_here == here:
@@ -150,6 +151,7 @@ class Door:
         if self._server is None:
             return
         with self.changed:
+            self._is_closing = True
             for peer in self.peers.values():
                 if peer.connection is not None:
                     if says_goodbye:
@@ -282,7 +284,7 @@ class Door:
             if is_away:
                 peer.connection = None
                 self.changed.notify_all()
-        if is_away:
+        if is_away and not self._is_closing:
             self.tell(Sentence(f"gateway {peer.name} is away", "gateway_away", level="warning", gateway=peer.name))
 
     def _take(self, peer: Peer, envelope: Envelope) -> None:

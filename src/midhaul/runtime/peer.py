@@ -85,8 +85,13 @@ class Peer:
 
     @property
     def is_busy(self) -> bool:
-        """Tells whether it is still at work on something that nobody waits for any more."""
+        """Tells whether it is at work on something."""
         return self.turn is not None and not self.turn.is_answered
+
+    @property
+    def is_late(self) -> bool:
+        """Tells whether nobody waits any more for what it is at work on."""
+        return self.turn is not None and self.turn.is_closed and not self.turn.is_answered
 
     def post(self, job: Job, run: int, done: queue.SimpleQueue[Turn]) -> Turn:
         """Asks it for something; what can't be sent now is sent when it is back."""
@@ -127,6 +132,7 @@ class Peer:
             "address": self.connection.address if self.connection is not None else "",
             "is_connected": self.connection is not None,
             "is_busy": self.is_busy,
+            "is_late": self.is_late,
             "joined_s": self.joined_s,
             "answers": self.answers,
             "reconnections": self.reconnections,
