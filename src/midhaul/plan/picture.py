@@ -32,9 +32,9 @@ def page(plan: Plan, command: str) -> str:
     legend = markup.legend((name, markup.swatch(look, line=False)) for name, look in looks.items())
     told = (
         "Numbers are those of the table below. A mark is what is expected of a candidate, by simulation on rows that "
-        "no test uses. Ring: the chosen one; its line is one standard error of so many rows. Hollow: not expected to "
-        "become as accurate as asked for. The grey stairs are the front: none on it is beaten in accuracy by one that "
-        "costs less."
+        "no test uses. Ring: the chosen one; its line is where nine of ten runs are expected, or, if it wasn't tried "
+        "on other rows, one standard error of those that were chosen on. Hollow: not expected to become as accurate as "
+        "asked for. The grey stairs are the front: none on it is beaten in accuracy by one that costs less."
     )
     drawn = pareto.figures(spots, "plan", _SAID, target=plan.goal.accuracy, aim=plan.aim.accuracy, limits=limits)
     parts = [
@@ -54,19 +54,27 @@ def _looks(plan: Plan) -> dict[str, Style]:
 
 
 def _spot(plan: Plan, place: int, tried: Probe, forecast: Forecast, looks: Mapping[str, Style]) -> Spot:
-    spread = math.sqrt(forecast.accuracy * (1.0 - forecast.accuracy) / max(plan.num_aside, 1))
-    error = spread if place == 0 else 0.0  # the others' are alike, and would hide one another
+    # The others' lines are alike, and would hide one another.
+    low, high = (forecast.accuracy, forecast.accuracy) if place else _line(plan, forecast)
     return Spot(
         str(place + 1),
         forecast.accuracy,
         {**forecast.costs, "sram_bytes": float(tried.plant.need.sram_bytes)},
         looks[tried.candidate.scheme],
-        max(forecast.accuracy - error, 0.0),
-        min(forecast.accuracy + error, 1.0),
+        low,
+        high,
         reaches=forecast.rounds is not None,
         chosen=place == 0,
         name=f"{place + 1} {tried.candidate.name.removesuffix(': as given')}",
     )
+
+
+def _line(plan: Plan, forecast: Forecast) -> tuple[float, float]:
+    """Gives where nine of ten runs are expected, or one standard error of the rows that were chosen on."""
+    if forecast.confirmed is not None:
+        return forecast.confirmed.interval()
+    error = math.sqrt(forecast.accuracy * (1.0 - forecast.accuracy) / max(plan.num_aside, 1))
+    return max(forecast.accuracy - error, 0.0), min(forecast.accuracy + error, 1.0)
 
 
 def _candidates(plan: Plan, looks: Mapping[str, Style]) -> str:
@@ -77,6 +85,7 @@ def _candidates(plan: Plan, looks: Mapping[str, Style]) -> str:
         name = f"{swatch}{_e(tried.candidate.name)}"
         name += ' <strong class="best"><small>chosen</small></strong>' if mark == ">" else ""
         name += " <small>on the front</small>" if mark == "*" else ""
+        name += " <small>tried on other rows, not chosen</small>" if mark == "x" else ""
         lines.append([str(place + 1), name, joules, seconds, up, down, sram, rounds, accuracy])
     note = (
         f"Of at most {plan.most} rounds. Energy, time and bytes are until the target, of all devices together, or of "

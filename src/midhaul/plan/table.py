@@ -42,10 +42,15 @@ def sentences(plan: Plan) -> list[str]:
     if forecast.rounds is None:
         excess, cost = plan.goal.excess(forecast.costs)
         more = f", and {shown(cost, forecast.costs[cost])} {SAID[cost]}" if excess else ""
-        surely = "surely " if forecast.confirmed and forecast.accuracy >= plan.goal.accuracy else ""
+        if (again := forecast.confirmed) is None:
+            none, when = f"Nothing reaches {plan.goal} in {_count(plan.most)}", ""
+        else:
+            tried = "The one candidate" if not plan.fell else f"None of the {1 + len(plan.fell)} candidates"
+            reaches = "doesn't surely reach" if not plan.fell else "surely reaches"
+            none, when = f"{tried} tried on other rows {reaches} {plan.goal}", f" after {_count(again.rounds)}"
         lines.append(
-            f"Nothing {surely}reaches {plan.goal} in {plan.most} rounds; {best.candidate.name} comes nearest, with "
-            f"{100.0 * forecast.accuracy:.1f} %{more}. Allow more --rounds, a larger tiny.model, or a lower target."
+            f"{none}; {best.candidate.name} comes nearest, with {100.0 * forecast.accuracy:.1f} %{when}{more}. Allow "
+            "more --rounds, a larger tiny.model, or a lower target."
         )
     elif not plan.meets:
         excess, cost = plan.goal.excess(forecast.costs)
@@ -142,6 +147,11 @@ def _within(plan: Plan) -> str:
             found.append((tried.curve.best(rounds), rounds, tried))
     if found:
         accuracy, rounds, tried = max(found, key=lambda one: one[0])
+        if accuracy >= plan.goal.accuracy:
+            return (
+                f"Within the limits {tried.candidate.name} came to {100.0 * accuracy:.1f} % in {_count(rounds)} on the "
+                f"rows that were chosen on; plan with --schemes {tried.candidate.scheme} to try it on others."
+            )
         return (
             f"What the limits allow is {100.0 * accuracy:.1f} %, by {tried.candidate.name} in {_count(rounds)}: the "
             "nearest target that can be met."
@@ -163,7 +173,8 @@ def _second(plan: Plan) -> str:
     tried, theirs = other
     if theirs.rounds is None:
         return (
-            f"The next scheme, {tried.candidate.name}, stays at {100.0 * theirs.accuracy:.1f} % in {plan.most} rounds."
+            f"The next scheme, {tried.candidate.name}, stays at {100.0 * theirs.accuracy:.1f} % in "
+            f"{_count(theirs.confirmed.rounds if theirs.confirmed else plan.most)}."
         )
     least = plan.goal.least
     times = theirs.costs[least] / forecast.costs[least] if forecast.costs[least] else float("inf")
