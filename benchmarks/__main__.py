@@ -46,9 +46,9 @@ PARTS = (
     Part("benchmarks.simulation", ("--install", "--write"), ("--install", "--quick"), 1080.0, 600.0),
     Part("benchmarks.simulation.profile", ("--write",), ("--rounds", "3"), 60.0, 20.0),
     Part("benchmarks.scaling", ("--write",), ("--quick",), 240.0, 90.0),
-    Part("benchmarks.engines", (), ("--turns", "3"), 120.0, 60.0),
-    Part("benchmarks.device", ("int8", "arena", "training", "code"), ("int8", "arena"), 120.0, 60.0),
-    Part("benchmarks.link", ("speed",), ("speed",), 20.0, 20.0),
+    Part("benchmarks.engines", (), ("--turns", "3"), 40.0, 20.0),
+    Part("benchmarks.device", ("int8", "arena", "training", "code"), ("int8", "arena"), 40.0, 30.0),
+    Part("benchmarks.link", ("speed",), ("speed",), 15.0, 15.0),
 )
 
 
