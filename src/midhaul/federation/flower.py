@@ -36,6 +36,7 @@ from midhaul.fleet import Held
 from midhaul.kit import Kit
 from midhaul.plant import Engine, Plant
 from midhaul.runtime.firmware import Firmware
+from midhaul.sentences import Sentence
 from midhaul.server import Progress
 from midhaul.train import Result, Tell
 
@@ -50,6 +51,7 @@ OPTIONS: dict[str, Any] = {  # of --run-config, for projects that were written b
     "transport": "stream", "listen": "127.0.0.1:9470", "tls": "", "out": "", "nodes": 0, "patience": 0.0,
     "metrics": "", "resume": False, "events": "",
 }  # fmt: skip
+LEVELS = {"detail": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _log = logging.getLogger("flwr")
 
 
@@ -156,15 +158,7 @@ def _run(grid: Any, text: str, options: dict[str, Any], told: Teller) -> None:
     out = Path(str(options["out"] or f"runs/{config.scheme.name}-{config.run.seed}")).absolute()
     courier, transport = GridCourier(grid, config.fleet.deadline_s), str(options["transport"])
 
-    def tell(line: str) -> None:
-        _log.info(line)
-        told.line(line)
-
-    def progress(label: str, done: int, total: int) -> None:
-        told.progress(label, done, total)
-        if label == "rounds":
-            _log.info("round %s of %s", done, total)
-
+    tell, progress = _teller(told), told.progress
     ways = {"stream": _by_stream, "messages": _by_messages}
     if transport not in ways:
         raise ConfigError(f"transport is {transport!r}; it is stream or messages")
@@ -254,6 +248,17 @@ def _meet(fleet: Messages, courier: GridCourier, num: int, patience_s: float, te
             time.sleep(POLL_S)
 
 
+def _teller(told: Teller) -> Tell:
+    """Gives what tells a sentence to Flower's log, unless it is a detail, and to the command that started the app."""
+
+    def tell(line: str) -> None:
+        level = line.level if isinstance(line, Sentence) else "info"
+        _log.log(LEVELS[level], line)
+        told.line(line)
+
+    return tell
+
+
 def hold(said: Mapping[str, Any], node: Mapping[str, Any], name: str, told: Teller) -> dict[str, Any]:
     """Holds a SuperNode's devices at the stream until the run ends, and says what it did. Raises: MidhaulError."""
     began, counts = time.monotonic(), {"turns": 0, "connections": 0}
@@ -261,10 +266,7 @@ def hold(said: Mapping[str, Any], node: Mapping[str, Any], name: str, told: Tell
     done: dict[str, Any] = {"devices": [], "has_joined": False, "run": run}
     told("session", run=run)
 
-    def tell(line: str) -> None:
-        _log.info(line)
-        told.line(line)
-
+    tell = _teller(told)
     built: Plant | None = None
     try:
         share = share_of(node)
