@@ -423,6 +423,13 @@ class LinkConfig:
         "for the least energy by the round's deadline, or for the least time; all but own want link.energy = states",
         choices=("own", "turns", "equal", "min_energy", "min_time"),
     )
+    allocation_down: str = option(
+        "own",
+        "how the devices of a step share their cell's band down: each with fair shares, parts of it at once for the "
+        "least time, one after another for the least energy, or what is the same for several broadcast at the rate of "
+        "the worst channel; all but own want link.cell and link.energy = states",
+        choices=("own", "at_once", "turns", "broadcast"),
+    )
     slack: float = option(
         3.0, "min_energy without fleet.round_deadline_s: how many times the least time sending may take", low=1.0
     )

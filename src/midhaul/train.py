@@ -155,7 +155,9 @@ def behind_link(plant: Plant, ledger: Ledger, out: Path | None = None) -> Partic
     link, held_j = config.link, batteries(config, groups)
     spending = Spending(ledger, groups, states=link.energy == "states", battery_j=held_j)
     powers = {device: energy.get(group.radio.name) for group in groups for device in group.devices}
-    shared = None if link.allocation == "own" else Band(link.allocation, link.slack, plant.around, powers)
+    is_own = link.allocation == link.allocation_down == "own"
+    made = Band(link.allocation, link.slack, plant.around, powers, down=link.allocation_down)
+    shared = None if is_own else made
     over_link = OverLink(
         plant.engine,
         plant.kit.program,

@@ -12,7 +12,7 @@ from midhaul.config import Config
 from midhaul.errors import ConfigError
 from midhaul.link import energy, radio
 from midhaul.link.conditions import Conditions, Surroundings
-from midhaul.runtime.band import Band, Upload
+from midhaul.runtime.band import Band, Download, Upload
 from midhaul.runtime.ledger import WHATS
 
 NUM = 12
@@ -124,3 +124,45 @@ def test_a_run_shares_its_band_and_is_the_same_when_resumed(tmp_path: Path) -> N
     assert sum(parts) == pytest.approx(whole["device_joules"])
     alone = train.run(config.replace(link_allocation="own")).summary
     assert sum(whole["spent"]["joules"]["transmit"]) < sum(alone["spent"]["joules"]["transmit"])
+
+
+def test_a_model_that_all_are_sent_costs_by_the_way_that_the_band_is_shared_down(tmp_path: Path) -> None:
+    """At once everyone listens long, in turns each to its own part, and a broadcast is heard once, by its worst."""
+    config = Config().replace(
+        data_name="digits", data_partition="iid", data_num_devices=NUM, data_max_rows=10, scheme_name="fedavg",
+        run_rounds=1, tiny_model="mlp", **CELL,
+    )  # fmt: skip
+    spent, ended = {}, {}
+    for way in ("own", "at_once", "turns", "broadcast"):
+        summary = train.run(config.replace(link_allocation_down=way)).summary
+        spent[way] = {what: sum(summary["spent"]["joules"][what]) for what in WHATS}
+        ended[way] = summary["simulated_seconds"], summary["model_sha256"], summary["downlink_bytes"]
+    assert len({told[1:] for told in ended.values()}) == 1  # what is learned and counted doesn't change
+    assert spent["turns"]["receive"] < 0.5 * spent["at_once"]["receive"]
+    assert spent["at_once"]["transmit"] == spent["own"]["transmit"]
+    assert ended["broadcast"][0] < ended["at_once"][0]
+    assert spent["broadcast"]["receive"] < spent["at_once"]["receive"]
+
+
+def test_a_broadcast_of_two_frames_is_one_behind_the_other() -> None:
+    made, now = band("own")
+    made.down = "broadcast"
+    first, second = (Download(5000, tries=dict.fromkeys(range(at, at + 4), 1)) for at in (0, 4))
+    alone = made.share_down([first], now, round=1, now_s=0.0)
+    both = made.share_down([first, second], now, round=1, now_s=0.0)
+    assert alone == {device: both[device] for device in range(4)}
+    assert all(both[device].wait_s == pytest.approx(alone[0].send_s, abs=0.05) for device in range(4, 8))
+    assert all(both[device].wait_s > 0.0 for device in range(4, 8))
+    twice = made.share_down([Download(5000, tries=dict.fromkeys(range(4), 2))], now, round=1, now_s=0.0)
+    delay_s = now[0].radio.delay_s
+    assert twice[0].send_s - delay_s == pytest.approx(2 * (alone[0].send_s - delay_s))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"link_energy": "transfer"}, "parts a cell's band"), ({"fleet_mode": "fedbuff"}, "devices come and go")],
+)
+def test_a_way_down_without_a_cell_or_rounds_is_refused(changes: dict[str, object], words: str) -> None:
+    config = Config().replace(**{**CELL, "link_allocation_down": "turns", **changes})
+    with pytest.raises(ConfigError, match=words):
+        plant.build(config.replace(data_name="digits", data_num_devices=2, data_partition="iid", scheme_name="fedavg"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def within(text: str, **changes: object) -> Config:
 def told_by(config: Config, out: Path | None = None) -> tuple[train.Summary, list[str]]:
     lines: list[str] = []
     summary = train.run(config, out, tell=lines.append).summary
-    return summary, [line for line in lines if line.startswith("round ")]
+    return summary, [line for line in lines if re.match(r"round \d+: ", line)]
 
 
 def test_a_run_within_its_limits_is_the_run_that_it_was(tmp_path: Path) -> None:

@@ -6,26 +6,30 @@ tables of its modem (`link/channel.py`), and spends what its radio draws.
 
 In a cell, what an allocation knows of a channel is Shannon's rate at the gain at which that is the channel's own rate,
 found again for what was allocated last; a few turns suffice. Limits: the band of a device's own cell is shared, and
-what a narrow modem can't take of its part is left empty; ways down aren't shared but by the cell's fair shares.
+what a narrow modem can't take of its part is left empty.
+
+On the way down `link.allocation_down` does likewise, by `link/downlink.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from midhaul.config import Config
 from midhaul.errors import ConfigError
-from midhaul.link import schedule
+from midhaul.link import downlink, schedule
 from midhaul.link.channel import Channel
 from midhaul.link.conditions import Conditions, Surroundings
+from midhaul.link.downlink import Downlinks
 from midhaul.link.energy import PowerModel
 from midhaul.link.schedule import Allocation, Array, Mask, ScheduleError, Uplinks
 
+_WAYS_DOWN = {"at_once": downlink.at_once, "turns": downlink.in_turns, "broadcast": downlink.broadcast}
 _TURNS = 4  # of finding the gain again
 _MARGIN = 0.98  # of the time until a deadline that is planned for, as the last gain is an estimate
 _NARROWEST = 0.05  # of a resource block: who gets less is given as much for less of the time
@@ -47,6 +51,15 @@ class Sent(NamedTuple):
 
 
 @dataclass
+class Download:
+    """A frame on its way down: how many bytes, how often each device is sent it, and, while it travels, its `data`."""
+
+    num_bytes: int
+    data: bytes = b""
+    tries: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass
 class Band:
     """The shared band of a run. `tell` is given a sentence the first time that a deadline can't be kept by all."""
 
@@ -56,6 +69,7 @@ class Band:
     powers: Mapping[int, PowerModel]
     tell: Callable[[str], None] = lambda line: None
     has_told: bool = False
+    down: str = "own"
 
     def share(
         self,
@@ -80,6 +94,55 @@ class Band:
         for own in wired.values():
             given |= self._in_turns(own, uploads, conditions)
         return given
+
+    def share_down(
+        self,
+        frames: Collection[Download],
+        conditions: Mapping[int, Conditions],
+        *,
+        round: int,
+        now_s: float,
+    ) -> dict[int, Sent]:
+        """Gives how each device was sent its frames, each as often as it took; who is in no cell by its own radio."""
+        told: dict[int, int] = {}
+        for each in frames:
+            for device, tries in each.tries.items():
+                told[device] = told.get(device, 0) + tries * each.num_bytes
+        heard = {device: self._heard(num, device, conditions[device]) for device, num in told.items()}
+        if self.around is None or self.around.cell is None:
+            return heard
+        channel = self.around.channel(round, now_s)
+        channel = channel.of(np.asarray(sorted({*told} & {*channel.devices.tolist()}), np.int64))
+        blocks = channel.most_blocks()
+        flow = channel.down(blocks)
+        for cell in np.unique(channel.cell):
+            own = np.flatnonzero((channel.cell == cell) & flow.served)
+            if not len(own):
+                continue
+            devices = channel.devices[own].tolist()
+            carried = (flow.rate_bps[own] / blocks[own], blocks[own])
+            idle_w = np.asarray([self.powers[device].idle_w for device in devices])
+            wait_s, receive_s = np.zeros(len(own)), np.zeros(len(own))
+            for part in frames if self.down == "broadcast" else [Download(1, tries=told)]:
+                num = np.asarray([part.tries.get(device, 0) * part.num_bytes for device in devices], np.float64)
+                hears = num > 0.0
+                links = Downlinks(8.0 * num[hears], *(each[hears] for each in (*carried, idle_w)))
+                served = _WAYS_DOWN[self.down](links, float(channel.grid.num_blocks))
+                before_s = (wait_s + receive_s)[hears]
+                start_s = float((wait_s + receive_s).max(initial=0.0)) if self.down == "broadcast" else 0.0
+                wait_s[hears] += served.wait_s + np.maximum(start_s - before_s, 0.0)
+                receive_s[hears] += served.receive_s
+            for place, device in enumerate(devices):
+                model, delay_s = self.powers[device], conditions[device].radio.delay_s
+                energy_j = float(model.receive_j(receive_s[place])) + model.idle_w * delay_s
+                heard[device] = Sent(float(wait_s[place]), float(receive_s[place]) + delay_s, energy_j)
+        return heard
+
+    def _heard(self, num_bytes: int, device: int, own: Conditions) -> Sent:
+        seconds = own.seconds(num_bytes, up=False)
+        on_air_s = max(seconds - own.radio.delay_s, 0.0)
+        model = self.powers[device]
+        return Sent(0.0, seconds, float(model.receive_j(on_air_s)) + model.idle_w * (seconds - on_air_s))
 
     def _in_turns(
         self, devices: list[int], uploads: Mapping[int, Upload], conditions: Mapping[int, Conditions]
@@ -179,6 +242,16 @@ class Band:
 def check(config: Config) -> None:
     """Refuses an allocation without anything to go by. Raises: ConfigError."""
     link = config.link
+    if link.allocation_down != "own" and (link.energy != "states" or link.cell == "none"):
+        raise ConfigError(
+            f"link.allocation_down = {link.allocation_down!r} parts a cell's band by what radios draw; set "
+            "link.cell and link.energy = 'states', or link.allocation_down = 'own'"
+        )
+    if link.allocation_down != "own" and config.fleet.mode != "synchronous":
+        raise ConfigError(
+            f"with fleet.mode = {config.fleet.mode!r} devices come and go, and link.allocation_down parts the band "
+            "among those that are sent to together; set link.allocation_down = 'own'"
+        )
     if link.allocation == "own":
         return
     if link.energy != "states":

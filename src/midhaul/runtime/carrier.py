@@ -17,7 +17,7 @@ import numpy.typing as npt
 from midhaul import rng
 from midhaul.fleet import Group
 from midhaul.link.conditions import Conditions, Surroundings
-from midhaul.runtime.band import Band
+from midhaul.runtime.band import Band, Download
 from midhaul.runtime.frame_log import Log
 from midhaul.runtime.ledger import Doubles, Ints, Kinds, Ledger
 from midhaul.runtime.spending import Spending
@@ -37,6 +37,7 @@ class Step:
     busy: Doubles
     turn: int = 0
     uploads: dict[int, int] = field(default_factory=dict)  # bytes that wait for a shared band
+    downloads: dict[int, Download] = field(default_factory=dict)  # frames of a shared band, by what tells them apart
     answered: int = 0
     refused: int = 0
 
@@ -112,8 +113,11 @@ class Carrier:
         """Carries a frame, as often as it takes; tells whether it arrived at a device that is still there."""
         tries, arrived = self._tries(device, len(data), step, up=up)
         self._count(kinds, tries, up=up)
-        if up and self.band is not None:
+        if up and self.band is not None and self.band.allocation != "own":
             step.uploads[device] = step.uploads.get(device, 0) + tries * len(data)
+        elif not up and self.band is not None and self.band.down != "own":
+            own = step.downloads.setdefault(id(data), Download(len(data), data)).tries
+            own[device] = own.get(device, 0) + tries
         else:
             seconds, energy_j = self.spending.price(device, self.conditions(device), len(data), tries, up=up)
             self.spending.charge(device, _what(up), energy_j, seconds)
@@ -136,7 +140,11 @@ class Carrier:
         if they are logged. Shapes: [D]."""
         tries, arrived = self._tries_alike(many, num_bytes, step, up=up)
         self._count(kinds, int(tries.sum()), up=up)
-        if up and self.band is not None:
+        if not up and self.band is not None and self.band.down != "own":
+            own = step.downloads.setdefault(-len(step.downloads), Download(num_bytes)).tries
+            for device, num in zip(many.devices, tries.tolist(), strict=True):
+                own[device] = own.get(device, 0) + num
+        elif up and self.band is not None and self.band.allocation != "own":
             for device, num in zip(many.devices, tries.tolist(), strict=True):
                 step.uploads[device] = step.uploads.get(device, 0) + num * num_bytes
         else:

@@ -132,6 +132,8 @@ class OverLink(Around):
         self._spent[:, at] = 0.0
         self.carrier.begin(key.round, asked)
         given = [join([self._deliver(*own, step) for own in self._split(*part)] or [gather({})]) for part in parts]
+        if self.band is not None and step.downloads:
+            self._share_down(self.band, step)
         if self.pace is not None:
             self._spent[:, at] *= np.asarray([self.pace(device) for device in asked])
         if self.band is not None and step.uploads:
@@ -149,6 +151,17 @@ class OverLink(Around):
     def again(self) -> None:
         """Draws what is lost in a round from the beginning, for it is repeated."""
         self._turn = (-1, 0)
+
+    def _share_down(self, band: Band, step: Step) -> None:
+        """Charges devices for what they were sent in the band that they share. Limits: one whose battery empties by it
+        has still heard it."""
+        now = {device: self.carrier.conditions(device) for own in step.downloads.values() for device in own.tries}
+        frames = list(step.downloads.values())
+        heard = band.share_down(frames, now, round=step.key.round, now_s=self.ledger.simulated_seconds)
+        for device, (wait_s, receive_s, energy_j) in heard.items():
+            self.spending.wait(device, wait_s)
+            self.spending.charge(device, "receive", energy_j, receive_s)
+            step.seconds[device] += wait_s + receive_s
 
     def _share(self, band: Band, given: list[Replies], step: Step) -> list[Replies]:
         """Lets the devices of a step send in the band that they share; gives the replies of those that could."""
