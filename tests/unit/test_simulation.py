@@ -234,14 +234,18 @@ def test_a_peer_that_cannot_be_installed_is_a_sentence_in_its_row(tmp_path, monk
 
 def test_the_table_of_a_profile_has_each_part_of_each_workload():
     found = {
-        "W1": [{"compiled kernels": 1e-3, profile.REST: 2e-3}, {"compiled kernels": 3e-3, profile.REST: 4e-3}],
+        "W1": [
+            {"compiled kernels": 1e-3, "the mean": 1e-3, profile.REST: 2e-3},
+            {"compiled kernels": 3e-3, "the mean": 1e-3, profile.REST: 4e-3},
+        ],
         "W4": [{"compiled kernels": 0.2}],
     }
     lines = profile.section(found, 2, "a machine").splitlines()
     assert lines[1:3] == ["| part, ms | W1, 100 devices | W4, 50 devices |", "|---|---|---|"]
     assert "| compiled kernels | 2.0 | 200 |" in lines
     assert "| the scheme itself | 3.0 | - |" in lines
-    assert "| in all | 5.0 | 200 |" in lines
+    assert lines.count("| the mean | 1.0 | - |") == 1
+    assert "| in all | 6.0 | 200 |" in lines
     assert "Medians of 2 rounds, on a machine." in lines
 
 
@@ -256,10 +260,13 @@ def test_the_tables_that_are_written_have_their_places_in_the_docs():
         assert page.count(f"\n{begin}\n") == page.count(f"\n{end}\n") == 1, begin
 
 
-def test_a_part_of_the_scaling_table_is_not_written(capsys):
+def test_a_part_of_a_table_is_not_written(capsys):
     with pytest.raises(SystemExit):
         scaling.main(["--write", "--quick"])
     assert "leave out --quick and --only" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        profile.main(["--write", "--workloads", "W1"])
+    assert "leave out --workloads" in capsys.readouterr().err
 
 
 def test_make_bench_has_benchmarks_that_are_there():
