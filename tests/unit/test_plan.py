@@ -124,6 +124,17 @@ def test_devices_of_a_made_partition_test_on_half_as_many_of_their_own_rows() ->
         assert sorted([*rest, *aside]) == whole.tolist()
 
 
+def test_new_devices_adapt_on_as_many_rows_where_half_are_put_aside() -> None:
+    data, adapting = load("digits"), DIGITS.replace(data_adapt=0.1)
+    federation = federate(data, partition="iid", num_devices=4, test="shared", adapt=0.1, seed=0)
+    config, left = rows.for_confirming(data, federation, adapting, 1)
+    again = federate(left, partition="iid", num_devices=4, test="held_out", adapt=config.data.adapt, seed=0)
+    # 36 of the run's 359; a fifth of a tenth of the 1,438 rows that are left
+    assert [len(part) for part in federation.adapt] == [36]
+    assert 27 <= sum(map(len, again.adapt)) <= 31
+    assert twin(federation, adapting, 1, 4) is None
+
+
 def test_devices_that_test_themselves_are_confirmed_on_their_own_rows() -> None:
     data = load("digits")
     data = replace(

@@ -12,6 +12,7 @@ from midhaul.data import Dataset, Federation
 from midhaul.errors import ConfigError
 
 _SHARE = 4  # one natural device in so many is put aside
+_MOST_ADAPT = 0.9
 PART = 0.5  # of what is put aside to choose on, in each draw that confirms
 
 
@@ -44,6 +45,9 @@ def for_confirming(data: Dataset, federation: Federation, config: Config, draw: 
     """
     places = _untested(data, federation)
     again = config.replace(run_seed=int.from_bytes(key(config, draw).words(2).tobytes(), "little") >> 1)
+    if config.data.adapt and not (config.data.partition == "natural" and by_publisher(data, config)):
+        # Of half as many rows twice the share, so that new devices adapt on as many as in the run.
+        again = again.replace(data_adapt=min(config.data.adapt / PART, _MOST_ADAPT))
     if by_publisher(data, config):
         return again, _of(data, places, _aside(data, federation, config, places, draw, PART))
     natural, shared = config.data.partition == "natural", config.data.test == "shared"
