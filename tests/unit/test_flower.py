@@ -203,15 +203,15 @@ def test_a_resident_answers_process_after_process(tmp_path: Path) -> None:
 
 def test_a_child_is_heard_and_ends_when_told(tmp_path: Path) -> None:
     heard: list[str] = []
-    code = "import time; print('one'); print('two', flush=True); time.sleep(60)"
+    code = "import time; print('\\x1b[93mone\\x1b[0m'); print('two', flush=True); time.sleep(60)"
     child = Child([sys.executable, "-c", code], log=tmp_path / "log", hears=heard.append)
     until(lambda: len(heard) == 2)
     assert child.code is None
     child.stop()
     assert child.code == -signal.SIGTERM
-    assert heard == ["one", "two"]
+    assert heard == ["\x1b[93mone\x1b[0m", "two"]
     assert child.said() == "one / two"
-    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    assert (tmp_path / "log").read_text() == "\x1b[93mone\x1b[0m\ntwo\n"
 
 
 def test_a_child_that_does_not_listen_is_ended_with_all_of_its_group() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from midhaul.errors import ConfigError, EngineError
 
 LAST_LINES = 400
 STOP_S = 10.0
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # The kernel ends the program with its parent, however that ends (Linux, prctl(2)): 1 is PR_SET_PDEATHSIG, 15 SIGTERM.
 _TIED = """
 import ctypes, os, sys
@@ -69,7 +71,7 @@ class Child:
 
     def said(self, num: int = 3) -> str:
         """Gives the last lines that say something, as one."""
-        told = [" ".join(line.split()) for line in self.lines]
+        told = [" ".join(_COLOUR.sub("", line).split()) for line in list(self.lines)]
         return " / ".join([line for line in told if any(letter.isalnum() for letter in line)][-num:])[-600:]
 
     def wait(self, seconds: float) -> int | None:

@@ -222,7 +222,9 @@ def _follow(
                 raise _Ended(
                     f"the SuperLink at {address} refused this SuperNode ({refused.group(2)}); {key}", is_final=True
                 )
-            raise _Ended(f"Flower's SuperNode ended with {child.code}: {child.said(2)}", is_final=not heard.id)
+            if heard.id:
+                raise _Ended(f"SuperNode {heard.id} has lost its SuperLink ({child.said(1)})", is_final=False)
+            raise _Ended(f"Flower's SuperNode ended with {child.code}: {child.said(2)}", is_final=True)
 
 
 def _until_given(child: Child, heard: _Heard) -> None:

@@ -234,9 +234,7 @@ def _went(study: Study, looks: dict[str, Style], name: str) -> str:
         "Energy and simulated seconds of all devices together, of the first seed; resting is counted where radios have "
         "states (link.energy). Gone: devices whose battery is empty."
     )
-    legend = markup.legend(
-        (bars.WORDS[what], markup.block(bars.COLOURS[what], bars.HATCHES[what])) for what in WHATS
-    )
+    legend = markup.legend((bars.WORDS[what], markup.block(bars.COLOURS[what], bars.HATCHES[what])) for what in WHATS)
     return (
         f'<h2>Where joules and seconds went</h2>{markup.table(heads, lines, (0,))}<p class="note">{note}</p>{legend}'
         f"{''.join(figures)}"
