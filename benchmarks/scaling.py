@@ -201,6 +201,7 @@ def plot(found: dict[str, list[tuple[Point, Found]]], path: Path) -> None:
         for line, label in enumerate(("CPU seconds a round", "peak memory, GB")):
             here = axes[line][column]
             here.set_xscale("log")
+            here.xaxis.set_minor_formatter(NullFormatter())  # a short axis would have a number at each tick
             if line:
                 here.set_ylim(bottom=0)
             else:
