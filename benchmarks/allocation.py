@@ -4,6 +4,8 @@
 (link/cell.py) with RedCap modems and send 0.2 to 2 Mbit each, ready after up to 0.3 s; P0 and eta are RedCap's by
 TR 38.840, and 0 to show what they do. The deadline is the soonest that equal bandwidth can keep.
 
+`python -m benchmarks.allocation power` tells what power, and bandwidth with it, save of equal parts at full power.
+
 `python -m benchmarks.allocation selection --data fashion_mnist --seeds 0,1,2` trains by federated averaging and tells
 joules, simulated seconds and rounds until an accuracy, a line a rule. The rule `joint` is midhaul's own with the band
 shared for the least energy and updates in 8 bits both ways: `--rules random,oort,fedcs,joint`.
@@ -107,6 +109,23 @@ def band(seeds: Sequence[int]) -> None:
         print(f"{num:6} devices: least energy {parts_s:.3f} CPU-s, least time {least_s:.3f} CPU-s")
 
 
+def power(seeds: Sequence[int]) -> None:
+    """Prints what power, bandwidth, and both of them save of equal parts of the band at full power."""
+    print("100 devices, deadline: the soonest of equal parts at full power, or five times that; saved of those, %")
+    print(f"{'circuits':>9} {'band':>8} {'deadline':>9} {'power alone':>22} {'both':>22} {'both, or in turns':>22}")
+    for circuits in (False, True):
+        for share, slack in ((1.0, 1.0), (1.0, 5.0), (0.1, 1.0), (0.1, 5.0)):
+            saved: list[list[float]] = []
+            for seed in seeds:
+                links, band_hz = cell(100, seed, circuits=circuits)
+                full = schedule.equal(links, share * band_hz, 0.0)  # nobody can keep it, so all hurry
+                limits = (links, share * band_hz, slack * full.last_s)
+                each = (schedule.equal(*limits), schedule.min_energy(*limits), schedule.cheapest(*limits))
+                saved.append([1.0 - float(way.joules.sum() / full.joules.sum()) for way in each])
+            told = " ".join(f"{spread(list(column)):>22}" for column in zip(*saved, strict=True))
+            print(f"{'RedCap' if circuits else 'none':>9} {share * 20:5.0f}MHz {slack:9.0f} {told}", flush=True)
+
+
 def one(seed: int, share: float, slack: float, *, circuits: bool) -> tuple[float, float, float | None, float]:
     """Gives joules with equal bandwidth, with the best parts, and in turns, and how far the second is over cvxpy's.
 
@@ -189,7 +208,7 @@ def spread(values: Sequence[float], scale: float = 100.0) -> str:
 def main() -> None:
     """Runs one part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("part", choices=("band", "selection"))
+    parser.add_argument("part", choices=("band", "power", "selection"))
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--data", default="fashion_mnist", choices=sorted(SETTINGS))
     parser.add_argument("--rules", default=",".join(RULES), help="and joint")
@@ -203,6 +222,8 @@ def main() -> None:
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     if chosen.part == "band":
         band(seeds)
+    elif chosen.part == "power":
+        power(seeds)
     else:
         changes: dict[str, object] = {"fleet_thrift": chosen.thrift, "link_allocation": chosen.allocation}
         selection(chosen.data, seeds, chosen.rules.split(","), chosen.rounds, changes, chosen.stop)
