@@ -25,6 +25,7 @@ from midhaul.tree import Tree
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fleet_of_three import engine, setting
+from power_cut import cut_and_resumed
 
 BOTH = pytest.mark.parametrize("on", ["loop", "stacked"])
 ADMITTED = [name for name, scheme in SCHEMES.items() if "asynchronous" in scheme.admits]
@@ -164,10 +165,6 @@ def test_one_slow_device_holds_up_only_those_that_wait_for_it(tmp_path: Path, mo
     assert times["fedasync"] < 0.5 * times["synchronous"]
 
 
-class Stopped(Exception):
-    """Raised by the test in place of a power cut."""
-
-
 @BOTH
 @pytest.mark.parametrize("mode", ["fedasync", "fedbuff"])
 def test_what_is_in_flight_is_in_the_checkpoint(mode: str, on: str, tmp_path: Path) -> None:
@@ -175,15 +172,8 @@ def test_what_is_in_flight_is_in_the_checkpoint(mode: str, on: str, tmp_path: Pa
         **{**FLEET, "run_rounds": 6}, fleet_mode=mode, fleet_buffer=2, fleet_speed_spread=1.0, fleet_cohort=4,
         fleet_dropout=0.1, run_engine=on,
     )  # fmt: skip
-
-    def stop(label: str, done: int, total: int) -> None:
-        if label == "rounds" and done == 3:
-            raise Stopped
-
     whole = train.run(config, tmp_path / "whole").summary
-    with pytest.raises(Stopped):
-        train.run(config, tmp_path / "cut", progress=stop)
-    resumed = train.run(config, tmp_path / "cut", resume=True).summary
+    resumed = cut_and_resumed(config, tmp_path / "cut", after=3).summary
     assert resumed["model_sha256"] == whole["model_sha256"]
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 

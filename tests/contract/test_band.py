@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from power_cut import cut_and_resumed
 
 from midhaul import plant, train
 from midhaul.config import Config
@@ -110,14 +111,7 @@ def test_a_run_shares_its_band_and_is_the_same_when_resumed(tmp_path: Path) -> N
     settings: dict[str, object] = {**CELL, "data_name": "digits", "data_num_devices": 6, "data_max_rows": 40}
     config = Config().replace(**settings, link_allocation="min_energy", run_rounds=4, fleet_speed_spread=0.3)
     whole = train.run(config, tmp_path / "whole").summary
-
-    def stop(label: str, done: int, total: int) -> None:
-        if label == "rounds" and done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train.run(config, tmp_path / "parts", progress=stop)
-    resumed = train.run(config, tmp_path / "parts", resume=True).summary
+    resumed = cut_and_resumed(config, tmp_path / "parts", after=2).summary
     for name in ("model_sha256", "device_joules", "simulated_seconds", "air_seconds", "spent"):
         assert resumed[name] == whole[name]
     parts = [sum(whole["spent"]["joules"][what]) for what in WHATS]

@@ -24,6 +24,7 @@ from midhaul.server import Server
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fleet_of_three import SIZES, engine, setting
+from power_cut import cut_and_resumed
 
 BOTH = pytest.mark.parametrize("on", ["loop", "stacked"])
 RULES = ("round_robin", "best_channel", "fedcs", "oort", "frugal")
@@ -170,14 +171,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(rule: str, tmp_pat
         run_rounds=6,
     )
     whole = train.run(config, tmp_path / "whole")
-
-    def stop(label: str, done: int, total: int) -> None:
-        if label == "rounds" and done == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train.run(config, tmp_path / "parts", progress=stop)
-    resumed = train.run(config, tmp_path / "parts", resume=True)
+    resumed = cut_and_resumed(config, tmp_path / "parts", after=3)
     assert tree.largest_difference(whole.server.tree, resumed.server.tree) == 0.0
     lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
     assert lines[0] == lines[1]

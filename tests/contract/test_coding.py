@@ -21,6 +21,7 @@ from midhaul.server import Server
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fleet_of_three import HIDDEN, engine, setting
+from power_cut import cut_and_resumed
 
 BOTH = pytest.mark.parametrize("on", ["loop", "stacked"])
 SPLITS = ("split", "split_u", "federated_split", "federated_split_v1")
@@ -182,22 +183,11 @@ CODED = {
 }  # fmt: skip
 
 
-class Stopped(Exception):
-    """Raised by the test in place of a power cut."""
-
-
 @pytest.mark.parametrize("name", ["split_u", "federated_split"])
 def test_a_resumed_run_has_its_residuals(name: str, tmp_path: Path) -> None:
     config = Config().replace(**CODED, scheme_name=name)
     whole = train.run(config).summary
-
-    def progress(label: str, done: int, total: int) -> None:
-        if label == "rounds" and done == 2:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        train.run(config, tmp_path / "cut", progress=progress)
-    resumed = train.run(config, tmp_path / "cut", resume=True).summary
+    resumed = cut_and_resumed(config, tmp_path / "cut", after=2).summary
     assert resumed["model_sha256"] == whole["model_sha256"]
     assert resumed["loss"] == whole["loss"]
     forgetful = train.run(config.replace(link_error_feedback=False)).summary

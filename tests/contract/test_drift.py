@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from power_cut import cut_and_resumed
 
 from midhaul import plant, train
 from midhaul.config import Config
@@ -88,24 +89,13 @@ def test_no_alarm_without_drift(name: str, tmp_path: Path) -> None:
     assert final(tmp_path / "calm", fleet_detector=name)["drift_alarms"] == []
 
 
-class Stopped(Exception):
-    """Raised by the test in place of a power cut."""
-
-
 @pytest.mark.parametrize("engine", ["loop", "stacked"])
 def test_a_drifting_run_is_resumed_to_the_bit(engine: str, tmp_path: Path) -> None:
     config = Config().replace(
         **FLEET, data_max_rows=60, data_drift_round=9, fleet_detector="page_hinkley", fleet_replay=4, run_engine=engine
     )
-
-    def stop(label: str, done: int, total: int) -> None:
-        if label == "rounds" and done == 12:
-            raise Stopped
-
     whole = train.run(config, tmp_path / "whole").summary
-    with pytest.raises(Stopped):
-        train.run(config, tmp_path / "cut", progress=stop)
-    resumed = train.run(config, tmp_path / "cut", resume=True).summary
+    resumed = cut_and_resumed(config, tmp_path / "cut", after=12).summary
     assert resumed["model_sha256"] == whole["model_sha256"]
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from power_cut import cut_and_resumed
 
 from midhaul import train, tree
 from midhaul.changes import Change, Setting
@@ -49,10 +50,6 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, str]], None]:
     return set_plans
 
 
-class Stopped(Exception):
-    """Raised by the test in place of a power cut."""
-
-
 @SCHEME
 def test_dealt_anew_it_is_the_same_on_every_engine_and_resumed_to_the_bit(
     name: str, plans: Callable[[dict[int, str]], None], tmp_path: Path
@@ -67,14 +64,7 @@ def test_dealt_anew_it_is_the_same_on_every_engine_and_resumed_to_the_bit(
     ]
     groups = {(group["width"], group["cut"], group["rank"]): group["num_devices"] for group in whole.summary["groups"]}
     assert len(groups) == 2
-
-    def stop(label: str, done: int, total: int) -> None:
-        if label == "rounds" and done == 3:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        train.run(config, tmp_path / "cut", progress=stop)
-    resumed = train.run(config, tmp_path / "cut", resume=True).summary
+    resumed = cut_and_resumed(config, tmp_path / "cut", after=3).summary
     for what in ("model_sha256", "device_joules", "simulated_seconds", "uplink_bytes", "replans", "groups"):
         assert resumed[what] == whole.summary[what], what
     lines = [(tmp_path / folder / "metrics.jsonl").read_text() for folder in ("whole", "cut")]

@@ -20,6 +20,7 @@ from midhaul.server import Server
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fleet_of_three import engine, firmware, setting
+from power_cut import cut_and_resumed
 
 FALLING: dict[str, object] = {"scheme_lr_schedule": "step", "scheme_lr_milestones": "2", "scheme_lr_gamma": 0.25}
 QUICK: dict[str, object] = {"scheme_batch": 50, "large_epochs": 1, "scheme_distill_epochs": 1, "scheme_half_lr": 0.02}
@@ -121,22 +122,11 @@ def quick(**changes: object) -> Config:
     return Config().replace(**{**base, **changes})
 
 
-class Stopped(Exception):
-    """Raised by the test in place of a power cut."""
-
-
-def stop(label: str, done: int, total: int) -> None:
-    if label == "rounds" and done == 2:
-        raise Stopped
-
-
 @pytest.mark.parametrize("kind", ["step", "cosine"])
 def test_a_resumed_run_has_the_rates_of_an_uninterrupted_one(kind: str, tmp_path: Path) -> None:
     settings = quick(scheme_lr_schedule=kind, scheme_lr_milestones="3" if kind == "step" else "", scheme_lr_warmup=1)
     whole = train.run(settings, tmp_path / "whole").summary
-    with pytest.raises(Stopped):
-        train.run(settings, tmp_path / "cut", progress=stop)
-    resumed = train.run(settings, tmp_path / "cut", resume=True).summary
+    resumed = cut_and_resumed(settings, tmp_path / "cut", after=2).summary
     assert resumed["model_sha256"] == whole["model_sha256"]
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text()
     assert (tmp_path / "cut" / "metrics.jsonl").read_text() == lines

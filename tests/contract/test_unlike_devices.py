@@ -18,6 +18,7 @@ from midhaul.server import Server
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fleet_of_three import engine, setting
+from power_cut import cut_and_resumed
 
 BARE = Config().replace(
     data_name="digits", data_partition="iid", data_num_devices=3, data_max_rows=20, run_rounds=2,
@@ -132,12 +133,6 @@ def test_a_run_with_nothing_between_its_cuts_is_resumed(tmp_path: Path) -> None:
     class Stopped(Exception):
         pass
 
-    def stop(label: str, done: int, total: int) -> None:
-        if label == "rounds" and done == 1:
-            raise Stopped
-
     config = BARE.replace(scheme_cut="fc2,relu2,relu2", run_checkpoint_every=1)
-    with pytest.raises(Stopped):
-        train.run(config, tmp_path / "cut", progress=stop)
-    resumed = train.run(config, tmp_path / "cut", resume=True).summary
+    resumed = cut_and_resumed(config, tmp_path / "cut", after=1).summary
     assert resumed["model_sha256"] == train.run(config).summary["model_sha256"]

@@ -25,6 +25,7 @@ from midhaul.server import Server
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fleet_of_three import FEATURES, engine, firmware, setting
+from power_cut import cut_and_resumed
 
 BOTH = pytest.mark.parametrize("on", ["loop", "stacked"])
 # Of each family, those that send unlike slices by unlike ops.
@@ -249,10 +250,6 @@ CODED = {
 }  # fmt: skip
 
 
-class Stopped(Exception):
-    """Raised by the test in place of a power cut."""
-
-
 @pytest.mark.parametrize(
     ("up", "down"),
     [("delta,topk:0.1,quantise:4", "delta,topk:0.2"), ("delta,powersgd:2", "none"), ("delta,vote:0.01", "delta,sign")],
@@ -260,14 +257,7 @@ class Stopped(Exception):
 def test_a_resumed_run_has_what_both_ends_held_and_the_frames_are_kept(up: str, down: str, tmp_path: Path) -> None:
     config = Config().replace(**CODED, link_up=up, link_down=down, link_keep_frames=True)
     whole = train.run(config, tmp_path / "whole").summary
-
-    def progress(label: str, done: int, total: int) -> None:
-        if label == "rounds" and done == 2:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        train.run(config, tmp_path / "cut", progress=progress)
-    resumed = train.run(config, tmp_path / "cut", resume=True).summary
+    resumed = cut_and_resumed(config, tmp_path / "cut", after=2).summary
     assert resumed["model_sha256"] == whole["model_sha256"]
     assert resumed["kinds"] == whole["kinds"]
     for direction in ("up", "down"):

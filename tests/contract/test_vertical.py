@@ -22,6 +22,7 @@ from midhaul.schemes import SCHEMES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fleet_of_three import FEATURES, HIDDEN, SIZES, engine, setting
+from power_cut import cut_and_resumed
 
 SGD = {
     "large_optimizer": "sgd", "large_lr": 0.05, "large_weight_decay": 0.0, "scheme_lr": 0.05, "scheme_momentum": 0.9,
@@ -160,13 +161,7 @@ def test_a_run_finds_its_partition_codes_and_resumes(tmp_path: Path) -> None:
     class Stopped(Exception):
         """Raised by the test in place of a power cut."""
 
-    def progress(label: str, done: int, total: int) -> None:
-        if label == "rounds" and done == 2:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        train.run(config, tmp_path / "cut", progress=progress)
-    assert train.run(config, tmp_path / "cut", resume=True).summary["model_sha256"] == whole["model_sha256"]
+    assert cut_and_resumed(config, tmp_path / "cut", after=2).summary["model_sha256"] == whole["model_sha256"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from power_cut import cut_and_resumed
 
 from midhaul import train
 from midhaul.cli import main
@@ -26,15 +27,6 @@ def config(**changes: Any) -> Config:
     return Config().replace(**{**QUICK, **changes})
 
 
-class Stopped(Exception):
-    """Raised by the test in place of a power cut."""
-
-
-def stop_after_one(label: str, done: int, total: int) -> None:
-    if label == "rounds" and done == 1:
-        raise Stopped
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -47,9 +39,7 @@ def stop_after_one(label: str, done: int, total: int) -> None:
 def test_both_engines_and_a_resumed_run_have_the_same_radio(changes: dict[str, Any], tmp_path: Path) -> None:
     whole = train.run(config(**changes), tmp_path / "whole").summary
     slow = train.run(config(**changes, run_engine="loop")).summary
-    with pytest.raises(Stopped):
-        train.run(config(**changes), tmp_path / "cut", progress=stop_after_one)
-    resumed = train.run(config(**changes), tmp_path / "cut", resume=True).summary
+    resumed = cut_and_resumed(config(**changes), tmp_path / "cut", after=1).summary
     for name in ("air_seconds", "simulated_seconds", "device_joules", "uplink_bytes", "absent"):
         assert resumed[name] == whole[name], name
         assert slow[name] == pytest.approx(whole[name], rel=1e-12), name

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from power_cut import cut_and_resumed
 from torch import nn
 
 from midhaul import budget, plant, rng, train, tree, variants
@@ -194,14 +195,7 @@ def test_a_run_of_unlike_devices_goes_on_to_the_same_bits(engine: str, tmp_path:
     )
     whole = train.run(config, tmp_path / "whole").summary
     assert [g["width"] for g in whole["groups"]] == [1.0, 0.5, 0.25, 1.0, 0.5, 0.25]
-
-    def stop(label: str, done: int, total: int) -> None:
-        if label == "rounds" and done == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train.run(config, tmp_path / "cut", progress=stop)
-    resumed = train.run(config, tmp_path / "cut", resume=True).summary
+    resumed = cut_and_resumed(config, tmp_path / "cut", after=1).summary
     assert resumed["model_sha256"] == whole["model_sha256"]
     assert resumed["device_joules"] == whole["device_joules"]
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from power_cut import cut_and_resumed
 
 from midhaul import plan, plant, replan, report, train
 from midhaul.config import Config
@@ -131,22 +132,11 @@ def test_a_new_plan_that_no_run_writes_is_refused_by_the_report(changes: dict[st
         replans.read({**table, **changes}, "here")
 
 
-class Stopped(Exception):
-    """Raised by the test in place of a power cut."""
-
-
 def test_a_resumed_run_was_planned_again_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     most = 0.5 * train.run(SMALL).summary["device_joules"]
     config = within(f"joules={most:.9g}", run_checkpoint_every=3, fleet_selection="frugal")
-
-    def stop(label: str, done: int, total: int) -> None:
-        if label == "rounds" and done == 5:
-            raise Stopped
-
     whole = train.run(config, tmp_path / "whole").summary
-    with pytest.raises(Stopped):
-        train.run(config, tmp_path / "cut", progress=stop)
-    resumed = train.run(config, tmp_path / "cut", resume=True).summary
+    resumed = cut_and_resumed(config, tmp_path / "cut", after=5).summary
     assert whole["replans"]
     for name in ("model_sha256", "device_joules", "simulated_seconds", "uplink_bytes", "replans"):
         assert resumed[name] == whole[name], name

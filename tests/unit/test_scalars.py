@@ -6,10 +6,11 @@ import importlib.util
 import json
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from power_cut import PowerCut, cut_after
 
 from midhaul import train
 from midhaul.cli import main
@@ -122,26 +123,14 @@ def test_the_scalars_are_the_figures_of_the_rounds(scheme: str, tmp_path: Path) 
     assert not (tmp_path / "plain" / "tensorboard").exists()
 
 
-class Killed(Exception):
-    pass
-
-
-def killer(last: int) -> Callable[[str, int, int], None]:
-    def stop(label: str, done: int, total: int) -> None:
-        if done == last:
-            raise Killed
-
-    return stop
-
-
 @installed
 def test_a_resumed_run_has_each_round_once(tmp_path: Path) -> None:
     for last in (1, 3):  # the first before any checkpoint but that of round 0
-        with pytest.raises(Killed):
-            train.run(BASE, tmp_path, resume=last > 1, progress=killer(last))
+        with pytest.raises(PowerCut):
+            train.run(BASE, tmp_path, resume=last > 1, progress=cut_after(last))
     assert sorted({step for step, _, _ in points(tmp_path / "tensorboard")}) == [1, 2, 3]
-    with pytest.raises(Killed):  # round 3 again, and written nowhere: TensorBoard isn't asked for
-        train.run(BASE.replace(run_tensorboard=False), tmp_path, resume=True, progress=killer(3))
+    with pytest.raises(PowerCut):  # round 3 again, and written nowhere: TensorBoard isn't asked for
+        train.run(BASE.replace(run_tensorboard=False), tmp_path, resume=True, progress=cut_after(3))
     assert sorted({step for step, _, _ in points(tmp_path / "tensorboard")}) == [1, 2]
     train.run(BASE, tmp_path, resume=True)
     found = [point for point in points(tmp_path / "tensorboard") if point[1] != "seconds/round"]
@@ -150,8 +139,8 @@ def test_a_resumed_run_has_each_round_once(tmp_path: Path) -> None:
 
 @installed
 def test_what_was_deleted_is_told(tmp_path: Path) -> None:
-    with pytest.raises(Killed):
-        train.run(BASE, tmp_path, progress=killer(3))
+    with pytest.raises(PowerCut):
+        train.run(BASE, tmp_path, progress=cut_after(3))
     for path in (tmp_path / "tensorboard").iterdir():
         path.unlink()
     told: list[str] = []
