@@ -42,6 +42,7 @@ TOKEN = "a token for a benchmark"
 ROWS, WIDTH = 64, 64  # of activations: 16 KiB
 KEY = rng.Key(0, 1, rng.SERVER, 0)
 ECHO = "/bare.Echo/Open"
+RUNNING: list[subprocess.Popen[str]] = []  # beside this process
 
 
 class Idle:
@@ -129,10 +130,12 @@ def others(*calls: Sequence[object]) -> Iterator[list[subprocess.Popen[str]]]:
         subprocess.Popen([*command, *map(str, call)], stdout=subprocess.PIPE, text=True, env=os.environ)
         for call in calls
     ]
+    RUNNING.extend(made)
     try:
         yield made
     finally:
         for process in made:
+            RUNNING.remove(process)
             process.terminate()
             process.wait()
             if process.stdout is not None:
@@ -159,8 +162,8 @@ def served(
 
 
 @contextmanager
-def echo() -> Iterator[Callable[[bytes], bytes]]:
-    """Gives what sends bytes to a bare gRPC server in another process and gives them back."""
+def echo() -> Iterator[Callable[[bytes, int], list[bytes]]]:
+    """Gives what sends bytes a number of times to a bare gRPC server in another process, and gives them back."""
     grpc = channel.load()
     with others(("", 0, 0, 0, 0, 0)) as (process,):
         assert process.stdout is not None
@@ -168,10 +171,10 @@ def echo() -> Iterator[Callable[[bytes], bytes]]:
         out: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         call = opened.stream_stream(ECHO)(iter(out.get, None))
 
-        def ask(data: bytes) -> bytes:
-            out.put(data)
-            answer: bytes = next(call)
-            return answer
+        def ask(data: bytes, num: int) -> list[bytes]:
+            for _ in range(num):
+                out.put(data)
+            return [next(call) for _ in range(num)]
 
         yield ask
         out.put(None)
@@ -186,38 +189,56 @@ def per_second(act: Callable[[], object], num: int) -> float:
 
 
 def rate(turns: int, num: int) -> None:
-    """Prints exchanges a second of 16 KiB each way, beside an echo's."""
-    h = _activations(1)
-    there = Message(Op.BACKWARD, each={"g": h}, rows=torch.tensor([ROWS]))
-    down = Message(Op.LOAD, each={"g": h}, rows=torch.tensor([ROWS]))
-    up = Message(Op.FORWARD)
-    raw = h.numpy().tobytes()
-    found: dict[str, list[float]] = {"echo": [], "exchange": [], "batch": []}
-    with served(1, 6400, 1) as (server, _), echo() as ask:
-        server.shadow.load = lambda message, devices: None  # type: ignore[method-assign]
+    """Prints batches a second of 16 KiB each way, beside an echo of as many bytes, as many of them in flight.
 
-        def batch() -> None:
-            server.exchange(up, key=KEY)
-            server.exchange(replace_op(down), key=KEY)
-
-        acts: dict[str, Callable[[], object]] = {
-            "echo": lambda: ask(raw), "exchange": lambda: server.exchange(there, key=KEY), "batch": batch,
-        }  # fmt: skip
-        for act in acts.values():
-            per_second(act, 50)
-        for _ in range(turns):
-            for name, act in acts.items():
-                found[name].append(per_second(act, num))
-    shares = [a / b for a, b in zip(found["exchange"], found["echo"], strict=True)]
-    print(f"{len(raw) // 1024} KiB each way, one gateway in another process, {turns} turns of {num}, medians")
-    print(f"  bare gRPC echo                  {statistics.median(found['echo']):8.0f} a second")
-    print(f"  an exchange, 16 KiB each way    {statistics.median(found['exchange']):8.0f} a second")
-    print(f"  a batch, FORWARD and BACKWARD   {statistics.median(found['batch']):8.0f} a second")
-    print(f"  exchange / echo                 {100 * statistics.median(shares):8.0f} %")
+    Split learning asks a gateway for a step of all its devices in the cohort in one message, so their batches are in
+    flight together: for each of them the echo has a message of its own, all sent before the first is waited for.
+    """
+    raw = _activations(1).numpy().tobytes()
+    print(f"{len(raw) // 1024} KiB each way a device, one gateway in another process, {turns} turns of {num}, medians")
+    for size in (1, 8):
+        with served(size, 6400, 1, size) as (server, _), echo() as ask:
+            _rate(server, ask, raw, size, turns, num)
 
 
-def replace_op(message: Message) -> Message:
-    return Message(Op.ADAPT, each=message.each, rows=message.rows)
+def _rate(server: Gateways, ask: Callable[[bytes, int], object], raw: bytes, size: int, turns: int, num: int) -> None:
+    h, rows = _activations(size), torch.tensor([ROWS] * size)
+    there = Message(Op.BACKWARD, each={"g": h}, rows=rows)
+    up, down = Message(Op.FORWARD), Message(Op.ADAPT, each={"g": h}, rows=rows)
+
+    def batch() -> None:
+        server.exchange(up, key=KEY)
+        server.exchange(down, key=KEY)
+
+    acts: dict[str, Callable[[], object]] = {
+        "bare gRPC echo": lambda: ask(raw, size),
+        "an exchange, both ways in one": lambda: server.exchange(there, key=KEY),
+        "a batch, FORWARD and BACKWARD": batch,
+    }
+    found: dict[str, list[float]] = {name: [] for name in acts}
+    cpu: dict[str, list[float]] = {name: [] for name in acts}
+    for act in acts.values():
+        per_second(act, 50)
+    for _ in range(turns):
+        for name, act in acts.items():
+            before = cpu_s()
+            found[name].append(size * per_second(act, num))
+            cpu[name].append((cpu_s() - before) / num / size)
+    print(f"  {size} in flight             batches a second   of the echo   CPU of both ends, us a batch")
+    bare = found["bare gRPC echo"]
+    for name, rates in found.items():
+        share = statistics.median(a / b for a, b in zip(rates, bare, strict=True))
+        told = f"{statistics.median(rates):8.0f} {100 * share:14.0f} %"
+        print(f"  {name:30s} {told} {1e6 * sum(cpu[name]) / turns:14.0f}")
+
+
+def cpu_s() -> float:
+    """Gives the seconds of CPU that this process and those beside it have used."""
+    ticks = 0
+    for process in RUNNING:
+        with open(f"/proc/{process.pid}/stat") as file:
+            ticks += sum(map(int, file.read().rsplit(")", 1)[1].split()[11:13]))
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def averaging(turns: int) -> None:

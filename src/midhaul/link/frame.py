@@ -97,6 +97,10 @@ def pack(frame: Frame) -> bytes:
     Raises: FrameError for what the wire has no place for (float64 and bool tensors, integers of a setting beyond
     32 bits, text beyond 65,535 bytes, a setting that isn't finite, two names of the same CRC-32).
     """
+    if len(frame.tree) == 1 and not (frame.settings or frame.metrics or frame.coded):
+        ((name, value),) = frame.tree.items()
+        if value.dtype == torch.float32:
+            return _pack_one(frame, name, value)
     body: list[bytes | memoryview] = [_pack_setting(name, value) for name, value in frame.settings.items()]
     _refuse_twins([*frame.tree], "tensors")
     for name, value in frame.tree.items():
@@ -111,6 +115,25 @@ def pack(frame: Frame) -> bytes:
     return b"".join([head, *body, CRC.pack(crc)])
 
 
+def _pack_one(frame: Frame, name: str, value: Tensor) -> bytes:
+    """Gives the bytes of a frame of one float32 tensor and nothing else, as batch after batch has them."""
+    head, crc = _begin(frame.op, frame.is_reply, frame.round, frame.device, frame.weight, name, tuple(value.shape))
+    data = _bytes_of(value, _DTYPES[0])
+    return b"".join((head, data, CRC.pack(zlib.crc32(data, crc))))
+
+
+@functools.lru_cache(maxsize=256)
+def _begin(
+    op: Op, is_reply: bool, round: int, device: int, weight: float, name: str, shape: tuple[int, ...]
+) -> tuple[bytes, int]:
+    """Gives what comes before the data of the one tensor of a frame, and its CRC-32."""
+    one = Frame(op, is_reply, round, device, tree={name: torch.empty(shape, device="meta")}, weight=weight)
+    tensor = _tensor_head(name, 0, shape)
+    total = HEADER_BYTES + len(tensor) + 4 * math.prod(shape) + CRC_BYTES
+    head = _pack_header(one, total) + tensor
+    return head, zlib.crc32(head)
+
+
 def unpack(
     data: bytes | memoryview, names: Iterable[str], metrics: Iterable[str] = (), max_bytes: int = MAX_BYTES
 ) -> Frame:
@@ -122,7 +145,7 @@ def unpack(
     `max_bytes` in all when they are whole.
     Raises: FrameError, in one sentence, for whatever isn't a whole, sound frame of known names and finite numbers.
     """
-    known = _table(frozenset(names) | frozenset(metrics))
+    known = _table(frozenset((*names, *metrics)) if metrics else frozenset(names))
     head = _open(data, max_bytes)
     reader = _Reader(memoryview(data)[: len(data) - CRC_BYTES], HEADER_BYTES, max_bytes)
     settings: Settings = {}
@@ -138,6 +161,33 @@ def unpack(
     if reader.left:
         raise FrameError(f"the frame has {reader.left} bytes behind its last field; its counts and its length disagree")
     return Frame(head.op, head.is_reply, head.round, head.device, settings, tree, head.weight, scalars, coded)
+
+
+class Span(NamedTuple):
+    """Where the data of a tensor lie in a frame, and what they are. `dtype` is its number on the wire."""
+
+    name: str
+    first: int
+    last: int
+    dtype: int
+    shape: tuple[int, ...]
+
+
+def spans(data: bytes | memoryview, frame: Frame) -> tuple[Span, ...]:
+    """Gives where the tensors of a frame lie in its bytes, which `unpack` took. Limits: none of them is coded."""
+    found, place = [], HEADER_BYTES + sum(_setting_bytes(value) for value in frame.settings.values())
+    for name, value in frame.tree.items():
+        _, number, num_dims = _TENSOR.unpack_from(data, place)
+        first = place + _TENSOR.size + 4 * num_dims
+        place = first + value.numel() * _WIRES[number].itemsize
+        found.append(Span(name, first, place, number, tuple(value.shape)))
+    return tuple(found)
+
+
+def tensor_at(data: bytes | memoryview, span: Span) -> Tensor:
+    """Gives the tensor whose data lie at a span, as `unpack` would. Raises: FrameError if a number isn't finite."""
+    array = np.frombuffer(data, _WIRES[span.dtype], math.prod(span.shape), span.first).reshape(span.shape)
+    return _tensor_of(span.name, array.astype(_NATIVE[span.dtype]), _DTYPES[span.dtype])
 
 
 def sequence(data: bytes) -> list[bytes]:
@@ -339,13 +389,16 @@ def _wire_number(name: str, value: Tensor) -> int:
 
 
 def _pack_tensor(name: str, value: Tensor) -> tuple[bytes, memoryview]:
-    if value.ndim > MAX_DIMS:
-        raise FrameError(f"tensor {name} has {value.ndim} dimensions; the wire takes at most {MAX_DIMS}")
-    if any(size > _U32_MAX for size in value.shape):
-        raise FrameError(f"tensor {name} has shape {tuple(value.shape)}; the wire takes dimensions of 32 bits")
     number = _wire_number(name, value)
-    head = _TENSOR.pack(_id(name), number, value.ndim) + struct.pack(f"<{value.ndim}I", *value.shape)
-    return head, _bytes_of(value, _DTYPES[number])
+    return _tensor_head(name, number, tuple(value.shape)), _bytes_of(value, _DTYPES[number])
+
+
+def _tensor_head(name: str, number: int, shape: tuple[int, ...]) -> bytes:
+    if len(shape) > MAX_DIMS:
+        raise FrameError(f"tensor {name} has {len(shape)} dimensions; the wire takes at most {MAX_DIMS}")
+    if any(size > _U32_MAX for size in shape):
+        raise FrameError(f"tensor {name} has shape {shape}; the wire takes dimensions of 32 bits")
+    return _TENSOR.pack(_id(name), number, len(shape)) + struct.pack(f"<{len(shape)}I", *shape)
 
 
 def _pack_coded(name: str, coded: Coded) -> tuple[bytes, bytes]:

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from midhaul import __version__
@@ -30,7 +31,36 @@ from midhaul.units import format_numbers
 
 HANDSHAKE_S = 20.0
 FIRST_TOLD_S, TOLD_S = 1.0, 10.0  # of waiting, until who is missing is told, and told again
+QUICK_BYTES = 1 << 18  # of an envelope that is dealt with in less time than it takes to wake a thread
+TAKEN = b""  # stands for an envelope that was dealt with; none is empty
 _SPARE = 4  # streams beside those of gateways: of who comes back before it was missed, and of who is refused
+
+
+class _Streams:
+    """A generic handler of gRPC: makes for each stream what serves it."""
+
+    def __init__(self, made: Callable[[], Any]) -> None:
+        self.made = made
+
+    def service(self, details: Any) -> Any:
+        return self.made() if details.method == f"/{channel.SERVICE}/{channel.METHOD}" else None
+
+
+class _Inlet:
+    """Where gRPC hands over what came on a stream, in the one thread that waits for all of them.
+
+    What is quick is taken there and then, without waking another thread first; the rest is left to the stream's own.
+    Both never work at a time: the thread asks for the next envelope when it is done with the one before.
+    """
+
+    def __init__(self) -> None:
+        self.take: Callable[[bytes], None] | None = None  # once the gateway is let in
+
+    def __call__(self, data: bytes) -> bytes:
+        if self.take is None or len(data) > QUICK_BYTES:
+            return data
+        self.take(data)
+        return TAKEN
 
 
 class Door:
@@ -63,6 +93,7 @@ class Door:
         self.changed = threading.Condition()
         self.address, self.shifted = "", False
         self.begins_with = 0
+        self._holder: dict[int, Peer] | None = None  # of each device, until another gateway comes
         self._token, self._wanted_address = token, address
         self._credentials, self._services = credentials, tuple(services)
         self._options = channel.options(keepalive_s)
@@ -80,10 +111,8 @@ class Door:
             return self.address
         grpc = channel.load()
         pool = ThreadPoolExecutor(self._most, "gateway")
-        handler = grpc.stream_stream_rpc_method_handler(self._serve)
-        handlers = (grpc.method_handlers_generic_handler(channel.SERVICE, {channel.METHOD: handler}),)
         server = grpc.server(
-            pool, (*handlers, *self._services), options=self._options, maximum_concurrent_rpcs=self._most
+            pool, (_Streams(self._stream), *self._services), options=self._options, maximum_concurrent_rpcs=self._most
         )
         host, _, _ = self._wanted_address.rpartition(":")
         try:
@@ -144,7 +173,9 @@ class Door:
     def holder(self) -> dict[int, Peer]:
         """Gives the gateway of each device that has one."""
         with self.changed:
-            return {device: peer for peer in self.peers.values() for device in peer.devices}
+            if self._holder is None:
+                self._holder = {device: peer for peer in self.peers.values() for device in peer.devices}
+            return self._holder
 
     def close(self, *, says_goodbye: bool = True) -> None:
         """Says goodbye to the gateways, or leaves them looking for the run's next server, and stops to listen."""
@@ -160,7 +191,13 @@ class Door:
         self._server.stop(2.0).wait()
         self._server = None
 
-    def _serve(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+    def _stream(self) -> Any:
+        """Gives gRPC what serves one stream."""
+        inlet = _Inlet()
+        serve = partial(self._serve, inlet)
+        return channel.load().stream_stream_rpc_method_handler(serve, request_deserializer=inlet)
+
+    def _serve(self, inlet: _Inlet, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """Is one gateway's stream: the handshake, then what the gateway is asked, while a thread reads its answers."""
         grpc = channel.load()
         nonce = secrets.token_bytes(hello.NONCE_BYTES)
@@ -181,7 +218,8 @@ class Door:
             return
         finally:
             limit.cancel()
-        args = (peer, connection, requests)
+        inlet.take = partial(self._open, peer, Opener(self.run, self.max_bytes))
+        args = (peer, connection, inlet.take, requests)
         threading.Thread(target=self._read, args=args, name=f"gateway {peer.name}", daemon=True).start()
         while (envelope := connection.out.get()) is not None:
             yield from seal(envelope)
@@ -234,7 +272,7 @@ class Door:
                         lost = None if peer is old else Refusal.FAILED
                         old.turn.end(kind=lost, why=RESTARTED if peer is old else "another gateway took its devices")
         peer.has_shifted = self.shifted
-        self.peers[said.name] = peer
+        self.peers[said.name], self._holder = peer, None
         return peer
 
     def _check(self, said: Hello) -> None:
@@ -263,21 +301,27 @@ class Door:
                 f"gateway {said.name} {what}; give both sides the same data and the same data.* and run.seed",
             )
 
-    def _read(self, peer: Peer, connection: Connection, requests: Iterator[bytes]) -> None:
-        """Takes what a gateway sends until its stream ends."""
-        opener = Opener(self.run, self.max_bytes)
+    def _open(self, peer: Peer, opener: Opener, data: bytes) -> None:
+        """Takes an envelope of a gateway; counts and tells why where it isn't taken."""
+        try:
+            if (envelope := opener.open(data)) is not None:
+                self._take(peer, envelope)
+        except Refused as error:
+            self.count(peer, error.kind)
+            told, facts = f"gateway {peer.name}: {error.kind} refused: {error}", {"kind": str(error.kind)}
+            self.tell(Sentence(told, "refused", level="warning", gateway=peer.name, **facts))
+            self._fail(peer, error)
+            with self.changed:
+                self.changed.notify_all()
+
+    def _read(
+        self, peer: Peer, connection: Connection, take: Callable[[bytes], None], requests: Iterator[bytes]
+    ) -> None:
+        """Asks for what a gateway sends, one envelope after another, until its stream ends."""
         with contextlib.suppress(channel.load().RpcError):
             for data in requests:
-                try:
-                    if (envelope := opener.open(data)) is not None:
-                        self._take(peer, envelope)
-                except Refused as error:
-                    self.count(peer, error.kind)
-                    told, facts = f"gateway {peer.name}: {error.kind} refused: {error}", {"kind": str(error.kind)}
-                    self.tell(Sentence(told, "refused", level="warning", gateway=peer.name, **facts))
-                    self._fail(peer, error)
-                    with self.changed:
-                        self.changed.notify_all()
+                if data is not TAKEN:
+                    take(data)
         connection.out.put(None)
         with self.changed:
             is_away = peer.connection is connection

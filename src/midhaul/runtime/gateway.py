@@ -6,7 +6,6 @@ once: the last answer is kept, and sent again when the server asks for it again.
 
 from __future__ import annotations
 
-import itertools
 import queue
 import secrets
 import threading
@@ -147,41 +146,33 @@ class Gateway:
 
     def _session(self, grpc: Any) -> bool:
         """Serves over one stream; tells whether the run has ended. Raises: grpc.RpcError where the stream was cut."""
-        out: queue.SimpleQueue[Envelope | None] = queue.SimpleQueue()
         options = (*self._settings, *self._options)
         opened = (
             grpc.insecure_channel(self.address, options)
             if self._credentials is None
             else grpc.secure_channel(self.address, self._credentials, options)
         )
+        session = _Session(self._take, self.max_bytes)
         try:
-            sent = itertools.chain.from_iterable(map(seal, iter(out.get, None)))
-            self._call = call = opened.stream_stream(f"/{channel.SERVICE}/{channel.METHOD}")(sent)
+            self._call = call = opened.stream_stream(f"/{channel.SERVICE}/{channel.METHOD}")(session)
             if self._stop.is_set():
                 return True
-            return self._serve(call, out)
+            return session.serve(call)
         finally:
-            out.put(None)
             self._call = None
             opened.close()
+            session.close()
 
-    def _serve(self, call: Iterator[bytes], out: queue.SimpleQueue[Envelope | None]) -> bool:
-        opener = Opener(0, self.max_bytes)
-        for data in call:
-            envelope = opener.open(data)
-            if envelope is None:
-                continue
-            if envelope.sign == Sign.GOODBYE:
-                return True
-            if envelope.sign == Sign.CHALLENGE:
-                said = Hello(self.name, self._incarnation, self.models.digest, self._rows, holds=self._holds)
-                out.put(Envelope(Sign.HELLO, 0, 0, 0, said.pack(self._token, bytes(envelope.payload))))
-            elif envelope.sign == Sign.WELCOME:
-                self._welcome(envelope)
-                opener.run = envelope.run
-            elif opener.run and (answer := self._answer(envelope)) is not None:
-                out.put(answer)
-        return False
+    def _take(self, envelope: Envelope, opener: Opener) -> Envelope | None:
+        """Does what the server says; gives what answers it."""
+        if envelope.sign == Sign.CHALLENGE:
+            said = Hello(self.name, self._incarnation, self.models.digest, self._rows, holds=self._holds)
+            return Envelope(Sign.HELLO, 0, 0, 0, said.pack(self._token, bytes(envelope.payload)))
+        if envelope.sign == Sign.WELCOME:
+            self._welcome(envelope)
+            opener.run = envelope.run
+            return None
+        return self._answer(envelope) if opener.run else None
 
     def _welcome(self, envelope: Envelope) -> None:
         if envelope.run != self._run:  # another process than before, or the first
@@ -257,6 +248,77 @@ class Gateway:
             raise EngineError("this gateway's devices have no other rows to drift to; give both sides the same config")
         self.engine.shift(self.after)
         self._shifted = True
+
+
+class _Session:
+    """One stream to the server: an iterator of what the gateway sends.
+
+    gRPC asks for what is to be sent in a thread of its own, so what came is read, done and answered in that one: no
+    thread waits for another.
+    """
+
+    def __init__(self, take: Callable[[Envelope, Opener], Envelope | None], max_bytes: int) -> None:
+        self._take, self._opener = take, Opener(0, max_bytes)
+        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._call: Any = None
+        self._parts: Iterator[bytes] = iter(())
+        self._working, self._over = threading.Lock(), threading.Event()
+        self._is_closed = self._has_ended = False
+        self._error: BaseException | None = None
+
+    def serve(self, call: Any) -> bool:
+        """Waits until the stream or the run is over; tells which. Raises: what ended the stream."""
+        if not call.add_callback(self._over.set):
+            self._over.set()
+        self._calls.put(call)
+        self._over.wait()
+        if self._has_ended:
+            return True
+        with self._working:  # what is under way is done before another stream is opened
+            self._is_closed = True
+        if self._error is not None:
+            raise self._error
+        if call.code().value[0]:
+            raise call
+        return self._has_ended
+
+    def close(self) -> None:
+        """Lets the thread that asks for more go, and waits for what it does."""
+        self._calls.put(None)
+        with self._working:
+            self._is_closed = True
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if (part := next(self._parts, None)) is not None:
+            return part
+        if self._call is None:
+            self._call = self._calls.get()
+        with self._working:
+            answer = None if self._is_closed or self._call is None else self._next()
+        if answer is None:
+            self._over.set()
+            raise StopIteration
+        self._parts = seal(answer)
+        return next(self._parts)
+
+    def _next(self) -> Envelope | None:
+        """Gives the next answer, None where there is none to come."""
+        try:
+            for data in self._call:
+                envelope = self._opener.open(data)
+                if envelope is None:
+                    continue
+                if envelope.sign == Sign.GOODBYE:
+                    self._has_ended = True
+                    return None
+                if (answer := self._take(envelope, self._opener)) is not None:
+                    return answer
+        except Exception as error:  # for the thread that waits in `serve`
+            self._error = error
+        return None
 
 
 def _sentence(error: Any) -> str:
