@@ -212,6 +212,7 @@ def _rate(server: Gateways, ask: Callable[[bytes, int], object], raw: bytes, siz
 
     acts: dict[str, Callable[[], object]] = {
         "bare gRPC echo": lambda: ask(raw, size),
+        "bare echo, all in one message": lambda: ask(raw * size, 1),
         "an exchange, both ways in one": lambda: server.exchange(there, key=KEY),
         "a batch, FORWARD and BACKWARD": batch,
     }
