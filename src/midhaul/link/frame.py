@@ -175,7 +175,7 @@ class Span(NamedTuple):
 
 def spans(data: bytes | memoryview, frame: Frame) -> tuple[Span, ...]:
     """Gives where the tensors of a frame lie in its bytes, which `unpack` took. Limits: none of them is coded."""
-    found, place = [], HEADER_BYTES + sum(_setting_bytes(value) for value in frame.settings.values())
+    found, place = [], HEADER_BYTES + sum(setting_bytes(value) for value in frame.settings.values())
     for name, value in frame.tree.items():
         _, number, num_dims = _TENSOR.unpack_from(data, place)
         first = place + _TENSOR.size + 4 * num_dims
