@@ -274,7 +274,8 @@ class Replan:
             is_told = True
             yield f"{number + rounds} rounds are needed where {expected} were expected"
         if not is_told:
-            yield "nothing is other than it was: the rounds that are left never fitted into the limit"
+            never = "nothing is other than it was: the rounds that are left never fitted into the limit"
+            yield "what is left takes more than the last new plan reckoned" if self.changes else never
 
     def _settings(self, found: Offers, there: Flags, bits: Sequence[int]) -> Iterator[Setting]:
         """Gives what may be changed to: cohorts, deadlines and bits that the scheme admits, the present ones first."""
