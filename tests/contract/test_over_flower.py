@@ -49,7 +49,7 @@ class Terminal:
         end = time.monotonic() + seconds
         while word not in self.said:
             assert self.process.poll() is None, self.said
-            assert time.monotonic() < end, self.said
+            assert time.monotonic() < end, "\n".join(path.read_text() for path in self.path.parent.glob("*.log"))
             time.sleep(0.1)
 
     def end(self, code: int = 0, seconds: float = 300.0) -> str:
