@@ -125,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
         "--flower", action="store_true", help="over Flower: start a SuperLink, and run as its ServerApp"
     )
     serves.add_argument(
-        "--flower-port", type=int, default=8000, metavar="N", help="with --flower: the SuperLink's port"
+        "--flower-port", type=int, default=None, metavar="N", help="with --flower: the SuperLink's port; else 8000"
     )
     serves.add_argument(
         "--transport", default="stream", help="with --flower: stream, or messages for Flower's own alone"

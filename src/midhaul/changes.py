@@ -74,7 +74,7 @@ def costs_of(table: Mapping[str, Any]) -> dict[str, float]:
 
 def devices(num: int) -> str:
     """Says so many devices."""
-    return "1 device" if num == 1 else f"{num} devices"
+    return "1 device" if num == 1 else f"{num:,} devices"
 
 
 def change_of(table: Mapping[str, Any]) -> Change:
@@ -85,15 +85,16 @@ def change_of(table: Mapping[str, Any]) -> Change:
     return Change(int(table["round"]), setting_of(table["was"]), setting_of(table["setting"]), *told, gone, *costs)
 
 
-def said(now: Setting, then: Setting) -> str:
-    """Says what changes."""
-    told = [f"{devices(then.cohort)} a round in place of {now.cohort}"] if then.cohort != now.cohort else []
+def said(now: Setting, then: Setting) -> list[str]:
+    """Says what changes; nothing of settings that are alike."""
+    told = [f"{devices(then.cohort)} a round in place of {now.cohort:,}"] if then.cohort != now.cohort else []
     if then.deadline_s != now.deadline_s:
-        told.append(f"a round waits for at most {format_seconds(then.deadline_s)}")
+        most = f"at most {format_seconds(then.deadline_s)}" if then.deadline_s else "all"
+        told.append(f"a round waits for {most}")
     if then.bits != now.bits:
         counts = {value: then.bits.count(value) for value in sorted(set(then.bits), reverse=True)}
         told.append("updates in " + ", ".join(f"{value} bits on {num}" for value, num in counts.items()) + " devices")
     if then.held != now.held:
         kinds = sorted(set(then.held), reverse=True)
         told.append(", ".join(f"{kind} on {devices(then.held.count(kind))}" for kind in kinds))
-    return "from here on " + ", ".join(told) if told else "nothing is changed"
+    return told

@@ -31,8 +31,9 @@ def main(words: Sequence[str] | None = None) -> int:
     form = ""
     try:
         chosen = arguments.parser().parse_args(words)
-        form = getattr(chosen, "log", "")
-        with logs.to(form, getattr(chosen, "log_file", None), command=chosen.command):
+        asked = getattr(chosen, "log", "")
+        with logs.to(asked, getattr(chosen, "log_file", None), command=chosen.command):
+            form = asked
             _act(chosen)
     except MidhaulError as error:
         if form != "json":
@@ -98,9 +99,9 @@ def _serve(chosen: argparse.Namespace) -> None:
     settings = _config(chosen)
     if chosen.gateways < 0 or chosen.patience < 0.0:
         raise ConfigError("--gateways and --patience are 0 or more")
-    if not 0 < chosen.flower_port < 65536:
+    if chosen.flower_port is not None and not 0 < chosen.flower_port < 65536:
         raise ConfigError(f"--flower-port {chosen.flower_port} is no port; give one from 1 to 65535")
-    if not chosen.flower and (chosen.transport != "stream" or chosen.flower_port != 8000):
+    if not chosen.flower and (chosen.transport != "stream" or chosen.flower_port is not None):
         raise ConfigError("--transport and --flower-port are for --flower; add it, or leave them out")
     from midhaul.federation import metrics, serve
 
@@ -134,7 +135,7 @@ def _serve_flower(chosen: argparse.Namespace, settings: Config, out: Path) -> No
 
     told = superlink.Settings(
         listen=chosen.listen,
-        port=chosen.flower_port,
+        port=superlink.PORT if chosen.flower_port is None else chosen.flower_port,
         tls=chosen.tls,
         transport=chosen.transport,
         num_gateways=chosen.gateways,

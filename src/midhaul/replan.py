@@ -234,7 +234,8 @@ class Replan:
             if rank < best and (over <= 0.0 or over < _NEARER * present):
                 best, chosen, pace, after = rank, setting, math.sqrt(ratio), self._total(costs, to_go)
         kept = best[0] <= 0.0
-        told = f"{why}; {said(self.setting, chosen)}"
+        changed = ", ".join(said(self.setting, chosen))
+        told = f"{why}; from here on {changed}" if changed else f"{why}; nothing is changed"
         if not kept:
             told += f", which is the nearest: {100.0 * best[0]:.2g} % over a limit even so"
             if self.plant.config.run.when_over == "stop":

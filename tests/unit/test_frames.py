@@ -110,6 +110,14 @@ def test_a_frame_down_is_the_one_that_pack_makes_of_it():
     assert not framing.written(frames.alone(made), keeps=False).sound.any()
 
 
+def test_what_is_kept_of_a_layout_goes_with_its_tensors_and_not_with_their_numbers():
+    """A rate that falls from round to round is another layout each time: its zeros would be kept as often."""
+    shapes = (("w", (300, 400)), ("none", (0, 3)), ("b", (400,)))
+    kept = frames._template(Op.FIT, False, (("lr", 0.1),), "0.1", shapes, ())
+    assert kept.num_bytes > 4 * 300 * 400
+    assert sum(len(part) for _, part in kept.around) == kept.num_bytes - 4 * (300 * 400 + 400)
+
+
 def test_a_frame_down_with_rows_or_code_or_other_types_is_left_to_the_frame():
     for tree in ({"x": torch.zeros(3)}, {"w": torch.zeros(3).half()}, {"w": torch.zeros(3, dtype=torch.int64)}):
         assert frames.alone(Frame(Op.FIT, False, 1, 0, {}, tree)) is None

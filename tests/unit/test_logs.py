@@ -107,6 +107,9 @@ def test_a_log_that_cannot_be_written_is_refused_and_one_that_fails_ends_no_run(
 ) -> None:
     with pytest.raises(ConfigError, match="choose another --log-file"), logs.to("text", tmp_path / "no" / "log"):
         pass
+    asked = ["run", "any.toml", "--log", "json", "--log-file", str(tmp_path / "no" / "log")]
+    assert main(asked) == 2  # there is no log to say it in
+    assert "choose another --log-file" in capsys.readouterr().err
     if not Path("/dev/full").exists():
         pytest.skip("a full disk is pretended by /dev/full, which this system hasn't")
     with logs.to("text", Path("/dev/full")):

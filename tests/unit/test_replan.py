@@ -17,7 +17,7 @@ from midhaul.errors import CheckpointError, ConfigError
 from midhaul.goals import COSTS, Limit, goal
 from midhaul.replan import Replan, Setting
 from midhaul.report import forecasts, replans
-from midhaul.report.replans import Replanned, Told
+from midhaul.report.replans import Replanned
 from midhaul.report.runs import Round
 from midhaul.runtime.ledger import Ledger
 
@@ -102,7 +102,7 @@ def test_a_change_says_what_ran_short_why_and_what_the_run_comes_to(tmp_path: Pa
 
 
 def test_what_the_picture_shows_of_a_forecast_is_a_step_where_there_was_a_new_plan() -> None:
-    told = Told(2, 0.0, (), ())
+    told = Setting(2, 0.0, (), ())
     costs = dict.fromkeys(COSTS, 0.0)
     plain = Round(0, None, 0, 0, 0.0)
     rounds = [replace(plain, round=n, device_joules=float(n), simulated_seconds=0.0) for n in (1, 2, 3)]

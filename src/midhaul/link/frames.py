@@ -122,17 +122,21 @@ def _devices(devices: tuple[int, ...]) -> Field:
 
 
 class _Template(NamedTuple):
-    """A frame of zeros of device 0 in round 0, its bytes by kind, and the place and size of each tensor and metric."""
+    """A frame of zeros of device 0 in round 0: its length, its bytes by kind, the place and size of each tensor and
+    metric, and the bytes around them with their places. It is kept, and these are few however large a model is."""
 
-    pattern: Bytes
+    num_bytes: int
     kinds: dict[str, int]
     places: tuple[tuple[int, int], ...]
+    around: tuple[tuple[int, Bytes], ...]
 
     def filled(self, round: int, first: tuple[Field, ...], values: list[Tensor]) -> Layout:
         """Gives the layout of frames of these tensors and metrics. Shapes: values [D, ...], or of one frame alone."""
         if not 0 <= round <= _U32_MAX:
             raise FrameError(f"round {round} must be 0 to {_U32_MAX}")
-        own = self.pattern.copy()
+        own = np.zeros(self.num_bytes, np.uint8)
+        for place, part in self.around:
+            own[place : place + len(part)] = part
         own[_ROUND] = np.asarray([round], "<u4").view(np.uint8)
         each = zip(self.places, values, strict=True)
         fields = [Field.of(place, value.detach().contiguous(), size) for (place, size), value in each if size]
@@ -158,7 +162,10 @@ def _template(
     for _ in metrics:
         place += frame.METRIC_BYTES
         places.append((place - 8, 8))
-    return _Template(np.frombuffer(frame.pack(made), np.uint8), frame.bytes_by_kind(made), tuple(places))
+    whole = np.frombuffer(frame.pack(made), np.uint8)
+    ends, begins = [0, *(place + size for place, size in places)], [*(place for place, _ in places), len(whole)]
+    around = tuple((end, whole[end:begin].copy()) for end, begin in zip(ends, begins, strict=True) if end < begin)
+    return _Template(len(whole), frame.bytes_by_kind(made), tuple(places), around)
 
 
 def pack(op: Op, round: int, replies: Replies) -> Frames | None:

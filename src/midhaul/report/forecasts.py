@@ -73,10 +73,8 @@ def steps(rounds: Sequence[Round], planned: Mapping[int, Replanned], cost: str) 
     """Gives the rounds and the forecasts of a cost as of them: two of a round after which there was a new plan."""
     places, values = [], []
     for round in rounds:
-        for costs in (planned[round.round].before,) if round.round in planned else ():
-            places.append(round.round)
-            values.append(costs[cost])
-        if round.forecast:
-            places.append(round.round)
-            values.append(round.forecast[cost])
+        for costs in (planned[round.round].before if round.round in planned else {}, round.forecast):
+            if costs:
+                places.append(round.round)
+                values.append(costs[cost])
     return places, values

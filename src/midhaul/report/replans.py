@@ -6,21 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from midhaul.changes import Setting, said
 from midhaul.errors import CheckpointError
 from midhaul.goals import COSTS, SAID, Limit, shown
-from midhaul.units import format_seconds
-
-MAX_DEVICES = 1_000_000
-
-
-@dataclass(frozen=True)
-class Told:
-    """What could be changed: devices a round, seconds that it waits (0: for all), each one's bits and model, if any."""
-
-    cohort: int
-    deadline_s: float
-    bits: tuple[int, ...]
-    held: tuple[str, ...]
+from midhaul.report.spent import MAX_DEVICES
 
 
 @dataclass(frozen=True)
@@ -28,8 +17,8 @@ class Replanned:
     """A new plan after a round. `before` and `after` are what the run was to come to without it and with it."""
 
     round: int
-    was: Told
-    now: Told
+    was: Setting
+    now: Setting
     kept: bool
     short: str
     because: tuple[str, ...]
@@ -39,22 +28,7 @@ class Replanned:
 
     def changes(self) -> list[str]:
         """Says what is done otherwise from the next round on."""
-        was, now = self.was, self.now
-        told = [f"{_devices(now.cohort)} a round in place of {was.cohort}"] if was.cohort != now.cohort else []
-        if was.deadline_s != now.deadline_s:
-            told.append(
-                f"a round waits for {format_seconds(now.deadline_s)} at most" if now.deadline_s else "no deadline"
-            )
-        pairs = (
-            ([f"{bits} bits" for bits in was.bits], [f"{bits} bits" for bits in now.bits]),
-            (list(was.held), list(now.held)),
-        )
-        for old, new in pairs:
-            if old != new:
-                told.append(
-                    ", ".join(f"{what} on {_devices(new.count(what))}" for what in sorted({*new}, reverse=True))
-                )
-        return told or ["nothing"]
+        return said(self.was, self.now) or ["nothing"]
 
     def forecasts(self, limits: Sequence[Limit]) -> list[str]:
         """Says of each limited cost what the run was to come to, and is to come to, of how much."""
@@ -78,7 +52,7 @@ def read(table: object, where: str) -> Replanned | None:
         because = tuple(_line(line) for line in table["because"])
         if table["short"] not in COSTS or not isinstance(table["kept"], bool) or len(gone) > MAX_DEVICES:
             raise ValueError
-        each = (_told(table["was"]), _told(table["setting"]))
+        each = (_setting(table["was"]), _setting(table["setting"]))
         return Replanned(int(_number(table["round"])), *each, table["kept"], table["short"], because, gone, *costs)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(
@@ -100,16 +74,12 @@ def read_forecast(table: object, where: str) -> dict[str, float]:
         ) from None
 
 
-def _told(table: Any) -> Told:
+def _setting(table: Any) -> Setting:
     bits = tuple(int(_number(value)) for value in table["bits"])
     held = tuple(_line(value) for value in table.get("held", ()))
     if max(len(bits), len(held)) > MAX_DEVICES:
         raise ValueError
-    return Told(int(_number(table["cohort"])), _number(table["deadline_s"]), bits, held)
-
-
-def _devices(num: int) -> str:
-    return "1 device" if num == 1 else f"{num:,} devices"
+    return Setting(int(_number(table["cohort"])), _number(table["deadline_s"]), bits, held)
 
 
 def _number(value: object) -> float:

@@ -128,9 +128,8 @@ class Band:
                 hears = num > 0.0
                 links = Downlinks(8.0 * num[hears], *(each[hears] for each in (*carried, idle_w)))
                 served = _WAYS_DOWN[self.down](links, float(channel.grid.num_blocks))
-                before_s = (wait_s + receive_s)[hears]
-                start_s = float((wait_s + receive_s).max(initial=0.0)) if self.down == "broadcast" else 0.0
-                wait_s[hears] += served.wait_s + np.maximum(start_s - before_s, 0.0)
+                done_s = wait_s + receive_s
+                wait_s[hears] += served.wait_s + (done_s.max() - done_s[hears])
                 receive_s[hears] += served.receive_s
             for place, device in enumerate(devices):
                 model, delay_s = self.powers[device], conditions[device].radio.delay_s
