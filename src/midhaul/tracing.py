@@ -1,7 +1,8 @@
 """Tracing that other threads don't notice.
 
-While torch.fx traces, it replaces how every module of the process is called. Two tracings at a time put this back in
-the wrong order, for good; and what another thread calls meanwhile would be taken for a part of what is traced.
+While torch.fx traces, it replaces how every module of the process is called and asked for its tensors. Two tracings at
+a time put this back in the wrong order, for good; and what another thread calls meanwhile would be taken for a part of
+what is traced.
 Source: `Tracer.trace` in torch/fx/_symbolic_trace.py of torch 2.13.
 """
 
@@ -30,3 +31,8 @@ class Tracer(fx.Tracer):
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)

@@ -33,6 +33,19 @@ def test_the_mean_is_the_sum_in_double_precision_one_after_another(shape):
     assert torch.allclose(found, tree.weighted_mean({"w": value}, weight)["w"], rtol=1e-6, atol=1e-9)
 
 
+def test_each_product_is_rounded_before_it_is_added():
+    """A third of a number and a third of its opposite are nothing; not so where one product keeps all its bits."""
+    value = torch.randn(205)
+    found = cohort.weighted_mean({"w": torch.stack([value, -value, 0 * value])}, torch.ones(3))["w"]
+    assert torch.equal(found, torch.zeros(205))
+
+
+def test_models_of_more_or_fewer_devices_than_have_a_weight_are_refused_as_tree_does():
+    for num in (2, 4):
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            cohort.weighted_mean({"w": torch.randn(num, 5)}, torch.ones(3))
+
+
 def test_a_column_has_the_same_mean_wherever_it_is():
     value, weight = torch.randn(9, 205), torch.rand(9)
     whole = cohort.weighted_mean({"w": value}, weight)["w"]

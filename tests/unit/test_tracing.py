@@ -33,18 +33,19 @@ def test_what_a_thread_calls_is_no_part_of_what_another_traces() -> None:
             out: torch.Tensor = self.layer(x)
             return out
 
-    graphs: list[fx.Graph] = []
-    thread = threading.Thread(target=lambda: graphs.append(_Layers().trace(Waits())))
+    graphs, traced = list[fx.Graph](), Waits()
+    thread = threading.Thread(target=lambda: graphs.append(_Layers().trace(traced)))
     thread.start()
     assert inside.wait(20.0)
     other, x = chain(3), torch.ones(2, 4)
     try:
-        found = other(x)
+        found, weight = other(x), traced.layer.weight
     finally:
         called.set()
         thread.join()
     assert torch.equal(found, other(x))
-    assert [node.target for node in graphs[0].nodes if node.op == "call_module"] == ["layer"]
+    assert isinstance(weight, nn.Parameter)  # also of a module that is being traced
+    assert [node.target for node in graphs[0].nodes if node.op != "placeholder"] == ["layer", "output"]
 
 
 def test_many_tracings_at_once_leave_modules_as_they_were() -> None:

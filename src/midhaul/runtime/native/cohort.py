@@ -38,7 +38,8 @@ def weighted_mean(stacked: Tree, weight: Tensor) -> Tree:
     share, mean = weight.to(torch.float64) / weight.sum(dtype=torch.float64), library.load().mk_mean
     means: Tree = {}
     for name, value in stacked.items():
-        if value.dtype != torch.float32 or value.device.type != "cpu":
+        # What isn't for C, among it what doesn't fit the weights, which is refused there.
+        if value.dtype != torch.float32 or value.device.type != "cpu" or len(value) != len(share):
             means |= tree.weighted_mean({name: value}, weight)
             continue
         whole, means[name] = value.detach().contiguous(), torch.empty(value.shape[1:])

@@ -11,6 +11,7 @@ typedef struct {
     const uint8_t *from;
     int64_t place, size, kind;
 } mk_field;
+_Static_assert(sizeof(mk_field) == 4 * sizeof(int64_t), "a field is made as a row of four 64-bit numbers");
 
 /* Frames of one layout: `pattern` but for the fields, in the order of their places, and a CRC-32 in the last four bytes. */
 typedef struct {
