@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from terminals import Terminal, Terminals
 
 from midhaul import config as settings
@@ -24,6 +25,15 @@ def all_terminals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal
 def terminals(all_terminals: Terminals) -> Iterator[Terminals]:
     yield all_terminals
     all_terminals.clear()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Lets torch have one thread here, as it has in terminals: with more it adds in another order."""
+    num = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num)
 
 
 @pytest.fixture

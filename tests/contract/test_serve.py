@@ -90,6 +90,7 @@ def test_people_of_har_behind_two_gateways(scheme: str, terminals: Terminals, se
     agree(tmp_path / "run", wanted)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("scheme", "core", "coded"),
     [
