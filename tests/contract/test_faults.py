@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -70,29 +71,31 @@ def test_a_gateway_killed_in_mid_round_and_started_again(quorum: float, terminal
 
 def test_a_link_that_is_cut_and_one_that_is_slow_change_no_bit(terminals: Terminals, tmp_path: Path) -> None:
     config = SMALL.replace(scheme_name="federated_split", run_rounds=10, fleet_keepalive_s=0.4)
-    try:
-        with hosts("north", "south") as links:
-            site = Site(terminals, tmp_path / "site", config, tuple(links))
+    with ExitStack() as held:
+        try:
+            links = held.enter_context(hosts("north", "south"))
             links[1].limit("2mbit")
-            far = faults.cut(site, 2.0)
-            assert far.err.count("joined the run") == 2
-            assert "lost the server" in far.err
-            assert [row["reconnections"] for row in site.summary["gateways"] if row["name"] == "g2"] == [1]
-            assert sum(int(row["overlimits"]) for row in links[1].told()) > 0  # packets that had to wait
-    except NoHosts as error:
-        pytest.skip(str(error))
+        except NoHosts as error:
+            pytest.skip(str(error))
+        site = Site(terminals, tmp_path / "site", config, tuple(links))
+        far = faults.cut(site, 2.0)
+        assert far.err.count("joined the run") == 2
+        assert "lost the server" in far.err
+        assert [row["reconnections"] for row in site.summary["gateways"] if row["name"] == "g2"] == [1]
+        assert sum(int(row["overlimits"]) for row in links[1].told()) > 0  # packets that had to wait
     assert site.is_as_undisturbed()
 
 
 def test_a_disk_that_is_full_at_a_checkpoint(terminals: Terminals, tmp_path: Path) -> None:
-    try:
-        with faults.small_disk(tmp_path / "disk") as disk:
-            site = Site(terminals, disk / "site", SMALL.replace(scheme_name="fedrep", run_rounds=30))
-            _no_room(site, lambda _: faults.fill(disk / "ballast"), "No space left on device")
-            (disk / "ballast").unlink()
-            _goes_on(site)
-    except OSError as error:
-        pytest.skip(str(error))
+    with ExitStack() as held:
+        try:
+            disk = held.enter_context(faults.small_disk(tmp_path / "disk"))
+        except OSError as error:
+            pytest.skip(str(error))
+        site = Site(terminals, disk / "site", SMALL.replace(scheme_name="fedrep", run_rounds=30))
+        _no_room(site, lambda _: faults.fill(disk / "ballast"), "No space left on device")
+        (disk / "ballast").unlink()
+        _goes_on(site)
 
 
 def test_a_file_that_may_not_grow_at_a_checkpoint(terminals: Terminals, tmp_path: Path) -> None:
