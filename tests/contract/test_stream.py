@@ -24,8 +24,8 @@ from midhaul.errors import EngineError, QuorumError
 from midhaul.link import frame
 from midhaul.message import Message, Op, Replies
 from midhaul.program import Population, Program
-from midhaul.runtime import channel, hello, parcel
-from midhaul.runtime.envelope import HEADER_BYTES, Envelope, Opener, Refused, Sign, seal
+from midhaul.runtime import channel, door, hello, parcel
+from midhaul.runtime.envelope import HEADER_BYTES, PART_BYTES, Envelope, Opener, Refused, Sign, seal
 from midhaul.runtime.gateway import Gateway
 from midhaul.runtime.hello import Hello
 from midhaul.runtime.loop import Loop
@@ -428,6 +428,10 @@ def test_a_gateway_refuses_what_its_server_can_not_have_sent(monkeypatch: pytest
         assert made.done == 1  # it answered that it can't do what it couldn't read
         assert [line for line in lines if "its bytes changed on the way" in line]
         assert [line for line in lines if line.startswith("EXCHANGE of round 1 can't be done")]
+    with odd_server(*[[b"?"]] * 9, unreadable, *[[b"?"]] * 9) as address:
+        made = come(address)
+        made.run()  # a turn was done between
+        assert (made.done, made.refused) == (1, {"malformed": 18})
     why = "can't be understood, 10 times without anything sound between"
     with odd_server(*[[b"?"]] * 20) as address, pytest.raises(EngineError, match=why):
         come(address).run()
@@ -636,6 +640,26 @@ def test_what_does_not_fit_an_envelope_travels_in_several() -> None:
         found = made.server.exchange(message, key=KEY)
         same(found, made.stacked.exchange(message, key=KEY))
         assert sum(value.nbytes for value in found.tree.values()) > 3 << 20
+
+
+def test_a_large_answer_is_read_in_its_streams_own_thread_however_small_its_last_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, sizes, threads = parcel.unpack_answer, list[int](), list[str]()
+
+    def noted(data: bytes, *about: Any) -> Answer:
+        sizes.append(len(data))
+        threads.append(threading.current_thread().name)
+        return read(data, *about)
+
+    monkeypatch.setattr(parcel, "unpack_answer", noted)
+    with town() as made:
+        made.gateway("one", *DEVICES, *TESTS)
+        made.server.wait(10.0)
+        made.server.exchange(Message(Op.LOAD, made.program.initial), key=KEY)
+        made.server.exchange(Message(Op.PREDICT, {"x": torch.zeros(30_000, 6)}), key=KEY)
+    assert 0 < sizes[1] % PART_BYTES < door.QUICK_BYTES < sizes[1]
+    assert threads[0] != threads[1] == "gateway one"
 
 
 def test_whatever_bytes_come_are_an_answer_or_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -100,3 +102,13 @@ def test_an_answer_of_another_round_or_of_other_devices_is_not_taken_for_the_one
         parcel.unpack_answer(data, later, warm)
     with pytest.raises(MidhaulError, match=r"wasn't asked|came of"):
         parcel.unpack_answer(data, Ask(ask.message, (0,), KEY), warm)
+
+
+def test_no_more_payloads_are_remembered_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parcel, "MAX_BEFORE", 2)
+    warm, ask = models(), ask_of(1)
+    for op in (Op.BACKWARD, Op.ADAPT, Op.FIT):
+        other = replace(ask, message=replace(ask.message, op=op))
+        for _ in range(2):
+            assert torch.equal(parcel.unpack_ask(bytes_of(other), warm).message.each["g"], ask.message.each["g"])
+    assert {op for op, _, _ in warm.before} == {Op.FIT}

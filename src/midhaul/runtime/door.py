@@ -49,15 +49,17 @@ class _Streams:
 class _Inlet:
     """Where gRPC hands over what came on a stream, in the one thread that waits for all of them.
 
-    What is quick is taken there and then, without waking another thread first; the rest is left to the stream's own.
-    Both never work at a time: the thread asks for the next envelope when it is done with the one before.
+    What is quick is taken there and then, without waking another thread first. What is large is left to the stream's
+    own, with the last part of what came in several, however small. Both never work at a time: the thread asks for the
+    next envelope when it is done with the one before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opener: Opener) -> None:
+        self.opener = opener
         self.take: Callable[[bytes], None] | None = None  # once the gateway is let in
 
     def __call__(self, data: bytes) -> bytes:
-        if self.take is None or len(data) > QUICK_BYTES:
+        if self.take is None or self.opener.has_part or len(data) > QUICK_BYTES:
             return data
         self.take(data)
         return TAKEN
@@ -193,7 +195,7 @@ class Door:
 
     def _stream(self) -> Any:
         """Gives gRPC what serves one stream."""
-        inlet = _Inlet()
+        inlet = _Inlet(Opener(self.run, self.max_bytes))
         serve = partial(self._serve, inlet)
         return channel.load().stream_stream_rpc_method_handler(serve, request_deserializer=inlet)
 
@@ -218,7 +220,7 @@ class Door:
             return
         finally:
             limit.cancel()
-        inlet.take = partial(self._open, peer, Opener(self.run, self.max_bytes))
+        inlet.take = partial(self._open, peer, inlet.opener)
         args = (peer, connection, inlet.take, requests)
         threading.Thread(target=self._read, args=args, name=f"gateway {peer.name}", daemon=True).start()
         while (envelope := connection.out.get()) is not None:
@@ -318,16 +320,18 @@ class Door:
         self, peer: Peer, connection: Connection, take: Callable[[bytes], None], requests: Iterator[bytes]
     ) -> None:
         """Asks for what a gateway sends, one envelope after another, until its stream ends."""
-        with contextlib.suppress(channel.load().RpcError):
-            for data in requests:
-                if data is not TAKEN:
-                    take(data)
-        connection.out.put(None)
-        with self.changed:
-            is_away = peer.connection is connection
-            if is_away:
-                peer.connection = None
-                self.changed.notify_all()
+        try:
+            with contextlib.suppress(channel.load().RpcError):
+                for data in requests:
+                    if data is not TAKEN:
+                        take(data)
+        finally:
+            connection.out.put(None)
+            with self.changed:
+                is_away = peer.connection is connection
+                if is_away:
+                    peer.connection = None
+                    self.changed.notify_all()
         if is_away and not self._is_closing:
             self.tell(Sentence(f"gateway {peer.name} is away", "gateway_away", level="warning", gateway=peer.name))
 

@@ -110,6 +110,11 @@ class Opener:
         self._next = 0
         self._dropped = (0, 0)  # the payload that was refused, whose other parts are passed over
 
+    @property
+    def has_part(self) -> bool:
+        """Tells whether parts of a payload are here, and others are to come."""
+        return self._next > 0
+
     def open(self, data: bytes) -> Envelope | None:
         """Gives the payload that this envelope completes, None while parts of it are missing.
 

@@ -106,9 +106,10 @@ class Gateway:
         Raises: EngineError where the server refuses it, or was away for longer than its patience.
         """
         grpc = channel.load()
-        wait_s, last, odd = FIRST_WAIT_S, time.monotonic(), 0
+        wait_s, last = FIRST_WAIT_S, time.monotonic()
+        odd, sound = 0, self.done  # streams that couldn't be read since the last turn that was done
         while not self._stop.is_set():
-            before, done = self.connections, self.done
+            before = self.connections
             try:
                 if self._session(grpc):
                     return
@@ -116,7 +117,7 @@ class Gateway:
             except Refused as error:  # what came can't have been sent so: the next stream may be sound
                 why = f"{error.kind} refused: {error}"
                 self.refused[str(error.kind)] += 1
-                odd = odd + 1 if self.done == done else 1
+                odd, sound = (odd + 1 if self.done == sound else 1), self.done
                 if odd == MAX_ODD:
                     raise EngineError(
                         f"the server at {self.address} can't be understood, {odd} times without anything sound between "
@@ -141,8 +142,8 @@ class Gateway:
     def close(self) -> None:
         """Ends `run`, from another thread."""
         self._stop.set()
-        if self._call is not None:
-            self._call.cancel()
+        if (call := self._call) is not None:
+            call.cancel()
 
     def _session(self, grpc: Any) -> bool:
         """Serves over one stream; tells whether the run has ended. Raises: grpc.RpcError where the stream was cut."""

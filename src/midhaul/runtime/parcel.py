@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,6 +36,7 @@ from midhaul.runtime.reading import Reader, text_of
 from midhaul.tree import Tree, all_finite
 
 MAX_DEVICES = 1 << 20  # of one gateway
+MAX_BEFORE = 1024  # payloads that are remembered
 METRICS = ("rows", "loss", "correct")  # the order is the number on the wire: append, never reorder
 _ANY = 0xFFFFFFFF
 _OPS = frozenset(map(int, Op))
@@ -44,7 +46,7 @@ _ROWS, _KEEPS = 1, 2  # flags of an ask
 _U32 = struct.Struct("<I")
 _TYPES = (int, float, str)  # the place is the number on the wire
 _FIXED = (struct.Struct("<q"), struct.Struct("<d"))
-_MAX_TEXT = 1 << 16
+_SHAPING = threading.Lock()  # answers are read in many threads, and a module is in one mode at a time
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,14 @@ class Models:
             return program.input_shape
         if name not in ("h", "logits"):
             return None
-        found = self._shapes.get((name, id(program)))
-        if found is None:
-            with torch.no_grad():
-                x = trace.example(program.module, program.input_shape, 1)
-                call = program.call_front if name == "h" else program.call
-                found = tuple(call(program.initial, x, training=False)[0].shape[1:])
-            self._shapes[name, id(program)] = found
+        with _SHAPING:
+            found = self._shapes.get((name, id(program)))
+            if found is None:
+                with torch.no_grad():
+                    x = trace.example(program.module, program.input_shape, 1)
+                    call = program.call_front if name == "h" else program.call
+                    found = tuple(call(program.initial, x, training=False)[0].shape[1:])
+                self._shapes[name, id(program)] = found
         return found
 
     @cached_property
@@ -228,8 +231,11 @@ def _place(data: bytes) -> tuple[int, int, bool]:
 
 
 def _keep(models: Models, place: tuple[int, int, bool], like: Again | None) -> None:
-    if like is not None:
-        models.before[place] = like
+    if like is None:
+        return
+    if len(models.before) >= MAX_BEFORE and place not in models.before:
+        models.before.clear()  # most are of rounds that are over
+    models.before[place] = like
 
 
 def pack_answer(answer: Answer, op: Op, round: int) -> bytes:
