@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, chain, islice, repeat
 from pathlib import Path
 
 from midhaul.config import Config
@@ -42,7 +42,8 @@ def confirm(
     for draw in range(1, draws + 1):
         config, aside = for_confirming(data, tried.plant.federation, tried.plant.config, draw)
         found.append(_one(tried, config, aside, None, rounds, folder / f"other{draw}", progress))
-    return _draws(found, tried) if own is None else replace(own, others=_draws(found, tried))
+    others = _draws(found, tried, rounds)
+    return others if own is None else replace(own, others=others)
 
 
 def _itself(tried: Probe, rounds: int, draws: int, data: Dataset, folder: Path, progress: Progress) -> Draws | None:
@@ -53,8 +54,8 @@ def _itself(tried: Probe, rounds: int, draws: int, data: Dataset, folder: Path, 
             return None
         found.append(_one(tried, tried.plant.config, data, made.federation, rounds, folder / f"own{draw}", progress))
         if made.is_whole:
-            return replace(_draws(found, tried), is_whole=True)
-    return _draws(found, tried)
+            return replace(_draws(found, tried, rounds), is_whole=True)
+    return _draws(found, tried, rounds)
 
 
 def _one(
@@ -68,7 +69,8 @@ def _one(
     return again
 
 
-def _draws(found: Sequence[Probe], tried: Probe) -> Draws:
-    best = tuple(tuple(accumulate(one.accuracies, max)) for one in found)
+def _draws(found: Sequence[Probe], tried: Probe, rounds: int) -> Draws:
+    """Gives the best accuracy until each round of each draw; one that was right on all of its rows ended there."""
+    best = tuple(tuple(islice(accumulate(chain(one.accuracies, repeat(0.0)), max), rounds)) for one in found)
     num_rows = statistics.fmean(sum(map(len, one.plant.federation.test)) for one in found)
     return Draws(best, round(num_rows), sum(map(len, tried.plant.federation.test)))

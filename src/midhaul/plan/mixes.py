@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from midhaul.choices import Choice, Options, choose
@@ -14,8 +15,8 @@ from midhaul.goals import Goal, shown
 from midhaul.offers import Offer, Offers, can_have_bits, changes_of, differ, of_fleet
 from midhaul.plant import Plant, build
 
-# What may be dealt with a count for each device, as the config's sections have it.
-_DEALT = ("fleet_board", "scheme_width_mix", "scheme_rank_mix", "scheme_cut", "link_up_bits")
+# What may be dealt with a count for each device.
+_DEALT = ("fleet.board", "scheme.width_mix", "scheme.rank_mix", "scheme.cut", "link.up_bits")
 SHARES = (0.5, 0.15)  # of the way from the leanest round to one in which each has the most that fits it
 
 
@@ -81,12 +82,10 @@ def for_others(
     A mix's recipe deals anew. What a person dealt goes to as large a part of them: of 3 + 3 boards, 2 + 2 to four.
     Raises: MidhaulError as `mix`.
     """
-    sections = {"fleet": config.fleet, "scheme": config.scheme, "link": config.link}
-    named = {name: str(getattr(sections[name.partition("_")[0]], name.partition("_")[2])) for name in _DEALT}
-    named = {name: text for name, text in named.items() if "*" in text}
-    if not named:
+    named = {name: attrgetter(name)(config) for name in _DEALT}
+    each = {name.replace(".", "_"): dealt(name, text, num_devices) for name, text in named.items() if "*" in text}
+    if not each:
         return ()
-    each = {name: dealt(name.replace("_", ".", 1), text, num_devices) for name, text in named.items()}
     plain = config.replace(**{name: values[0] for name, values in each.items()}, fleet_check=False)
     num = len(build(plain, dataset=data, federation=held).federation.train)
     if num == num_devices:

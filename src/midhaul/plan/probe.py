@@ -117,10 +117,17 @@ def probe(
 ) -> Probe:
     """Gives a candidate that is yet to be tried, on the config's federation of the data, or on another.
 
+    What it comes to is of one way to run, so nothing is planned again on its way.
     Raises: MidhaulError for one that can't be.
     """
     config = candidate.config(given).replace(
-        run_engine="stacked", run_devices="", run_target_accuracy=goal.accuracy, run_stop_at_target=True
+        run_engine="stacked",
+        run_devices="",
+        run_target_accuracy=goal.accuracy,
+        run_stop_at_target=True,
+        run_replan_every=0,
+        run_replan_models=False,
+        run_tensorboard=False,
     )
     return Probe(candidate, config, build(config, dataset=data, federation=held), folder, held)
 

@@ -269,7 +269,7 @@ class _Search:
 
     def confirm(self, draws: int) -> None:
         """Tries the best candidate on other rows, until the one that is the best then was: a few at most."""
-        for _ in range(_CONFIRMED if draws else 0):
+        for attempt in range(_CONFIRMED if draws else 0):
             ahead = self._sorted(self.tried)
             best = next((one for one in ahead if not self._fallen(one)), ahead[0])
             if id(best) in self.confirmed:
@@ -277,7 +277,7 @@ class _Search:
             expected = best.forecast(self.aim, self.most).rounds
             rounds = self.most if expected is None else self._spare(expected)
             self.tell(f"simulating {best.candidate.name} again on other rows")
-            folder = self.folder / f"confirm{len(self.confirmed)}"
+            folder = self.folder / f"confirm{attempt}"
             try:
                 found = confirm(best, self.goal.accuracy, rounds, draws, self.data, folder, self.progress)
             except MidhaulError as error:
@@ -311,12 +311,20 @@ class _Search:
             keeps = not self.goal.excess(forecast.costs)[0]
             while keeps and rounds > forecast.rounds and self.goal.excess(best.costs(rounds))[0]:
                 rounds -= 1
-        again: dict[str, object] = {}
+        run, again = self.given.run, dict[str, object]()
         if self.goal.limits:
             within = ",".join(f"{cost}={most:.10g}" for cost, most in self.goal.limits)
-            again = {"run_within": within, "run_replan_every": 1, "run_expected": _expected(best, forecast, rounds)}
+            again = {"run_within": within, "run_expected": _expected(best, forecast, rounds)}
+        every = 1 if self.goal.limits else run.replan_every
+        every = every if self.given.fleet.mode == "synchronous" else 0  # other rounds have no cohorts to plan again
+        models = run.replan_models and every > 0 and best.plant.redeal is not None
+        if run.replan_models and not models:
+            why = "it isn't planned again" if not every else "it keeps the widths, cuts and ranks that it began with"
+            self.tell(f"{best.candidate.name}: run.replan_models is left out of the config: {why}")
         return best.candidate.config(self.given).replace(
             **again,
+            run_replan_every=every,
+            run_replan_models=models,
             run_rounds=rounds,
             run_target_accuracy=self.goal.accuracy,
             run_stop_at_target=True,
