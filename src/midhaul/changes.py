@@ -29,7 +29,8 @@ class Change:
 
     `was` is the setting until then, `short` the cost that would have run over, `because` what of the run is other than
     it was or was expected to be, a sentence each. `gone` are devices whose batteries are empty. `before` and `after`
-    are what the run would come to without the change and is to come to with it, of each cost.
+    are what the run would come to without the change and is to come to with it, of each cost. `last` is the round that
+    the run ends with from now on, as its limits allow no more; 0 where it keeps those that it had.
     """
 
     round: int
@@ -42,6 +43,7 @@ class Change:
     gone: tuple[int, ...]
     before: Mapping[str, float]
     after: Mapping[str, float]
+    last: int = 0
 
     def to_table(self) -> dict[str, Any]:
         """Gives it as plain values."""
@@ -79,14 +81,27 @@ def devices(num: int) -> str:
 
 def change_of(table: Mapping[str, Any]) -> Change:
     """Gives the change of a table. Raises: AttributeError, KeyError, TypeError, ValueError for what is none."""
-    told = (str(table["why"]), bool(table["kept"]), str(table["short"]), tuple(map(str, table["because"])))
-    gone = tuple(int(device) for device in table["gone"])
-    costs = (costs_of(table["before"]), costs_of(table["after"]))
-    return Change(int(table["round"]), setting_of(table["was"]), setting_of(table["setting"]), *told, gone, *costs)
+    return Change(
+        int(table["round"]),
+        setting_of(table["was"]),
+        setting_of(table["setting"]),
+        str(table["why"]),
+        bool(table["kept"]),
+        str(table["short"]),
+        tuple(map(str, table["because"])),
+        tuple(int(device) for device in table["gone"]),
+        costs_of(table["before"]),
+        costs_of(table["after"]),
+        int(table["last"]),
+    )
 
 
-def said(now: Setting, then: Setting) -> list[str]:
-    """Says what changes; nothing of settings that are alike."""
+def said(now: Setting, then: Setting, last: int = 0) -> list[str]:
+    """Says what changes, and which round is the `last` from now on, if one is; nothing of settings that are alike.
+
+    >>> said(Setting(4, 0.0, (8, 8)), Setting(1, 0.0, (4, 4)), 9)
+    ['1 device a round in place of 4', 'updates in 4 bits on 2 devices', 'round 9 is the last']
+    """
     told = [f"{devices(then.cohort)} a round in place of {now.cohort:,}"] if then.cohort != now.cohort else []
     if then.deadline_s != now.deadline_s:
         most = f"at most {format_seconds(then.deadline_s)}" if then.deadline_s else "all"
@@ -97,4 +112,4 @@ def said(now: Setting, then: Setting) -> list[str]:
     if then.held != now.held:
         kinds = sorted(set(then.held), reverse=True)
         told.append(", ".join(f"{kind} on {devices(then.held.count(kind))}" for kind in kinds))
-    return told
+    return [*told, f"round {last} is the last"] if last else told

@@ -523,7 +523,8 @@ class RunConfig:
     )
     when_over: str = option(
         "go_on",
-        "replan_every: what a run does that no new plan keeps within run.within: goes on by the nearest, or ends",
+        "replan_every: what a run does that no new plan keeps within run.within: goes on by the nearest, or does so "
+        "for as many rounds as that allows and ends",
         choices=("go_on", "stop"),
     )
     expected: Options = option(

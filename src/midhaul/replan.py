@@ -8,7 +8,8 @@ for them, and in how many bits each sends (`choices`). None of them touches what
 
 Of all that keeps the limits the least change is made, by what a round is worth. A round that is worth w times as much
 is taken to do the work of the square root of w rounds: means over more devices err less by that root. It is an
-assumption, and the next look corrects what it gets wrong.
+assumption, and the next look corrects what it gets wrong. Where nothing keeps the limits and the run is to end then
+(`run.when_over`), it goes on by the nearest for as many rounds as they allow.
 
 Everything follows from the ledger, the accuracies and the config, so a resumed run decides what it would have decided.
 
@@ -110,6 +111,11 @@ class Replan:
             self._built = anew(self.plant, self.first)
         return self._built
 
+    @property
+    def last(self) -> int:
+        """The round that the run ends with: the config's, or an earlier one where its limits allow no more."""
+        return next((change.last for change in reversed(self.changes) if change.last), self.plant.config.run.rounds)
+
     def dealt(self, setting: Setting) -> tuple[Variant, ...]:
         """Gives what of the model lies on each device with a setting."""
         if not setting.held:
@@ -129,7 +135,7 @@ class Replan:
         self.accuracies.append(accuracy)
         self.paces.append(self.pace)
         run = self.plant.config.run
-        left = run.rounds - number
+        left = self.last - number
         self.forecast = {}
         if number % run.replan_every or number < 2 or not left or self.is_over:
             return None, ""
@@ -141,7 +147,7 @@ class Replan:
             return None, self._drifted(number, each)
         change, pace = self._planned(number, ledger, each, rounds, cost, ends=ends)
         self.is_over = not change.kept and run.when_over == "stop"
-        if change.setting == self.setting and not self.is_over:  # nothing is nearer: that is said once
+        if change.setting == self.setting and not (change.last or self.is_over):  # nothing is nearer: that is said once
             had_told, self.has_told = self.has_told, True
             return None, "" if had_told else change.why
         self.changes.append(change)
@@ -220,63 +226,69 @@ class Replan:
         why = f"round {number}: {left}{spent} of {shown(cost, most)} {SAID[cost]} are spent, {more} would take {needed}"
         now = self._reckoned(found, there, bits, self.setting)
         present = self._excess(each, rounds)[0]
-        best, chosen, pace, after = (present, 0.0, each[cost]), self.setting, 1.0, self._total(each, rounds)
+        best, chosen, pace, takes, num = (present, 0.0, each[cost]), self.setting, 1.0, dict(each), rounds
         for setting in self._settings(found, there, bits):
             then = self._reckoned(found, there, bits, setting)
             if then.worth <= 0.0:
                 continue
             ratio = then.worth / now.worth if now.worth > 0.0 else 1.0
-            to_go = min(max(1, math.ceil(rounds / math.sqrt(ratio))), self.plant.config.run.rounds - number)
+            to_go = min(max(1, math.ceil(rounds / math.sqrt(ratio))), self.last - number)
             to_go = to_go if ends else rounds
             costs = {c: each[c] * (then.costs[c] / now.costs[c] if now.costs[c] else 1.0) for c in COSTS}
             over, _ = self._excess(costs, to_go)
             rank = (over, abs(math.log(ratio)), costs[cost])
             if rank < best and (over <= 0.0 or over < _NEARER * present):
-                best, chosen, pace, after = rank, setting, math.sqrt(ratio), self._total(costs, to_go)
-        kept = best[0] <= 0.0
-        changed = ", ".join(said(self.setting, chosen))
+                best, chosen, pace, takes, num = rank, setting, math.sqrt(ratio), costs, to_go
+        kept, stops = best[0] <= 0.0, self.plant.config.run.when_over == "stop"
+        allowed = self._allowed(takes, num) if stops and not kept else 0
+        last = number + allowed if allowed else 0
+        changed = ", ".join(said(self.setting, chosen, last))
         told = f"{why}; from here on {changed}" if changed else f"{why}; nothing is changed"
-        if not kept:
+        if allowed:
+            told += f": the limits allow {allowed} of {num} more"
+            kept, num = True, allowed
+        elif not kept:
             told += f", which is the nearest: {100.0 * best[0]:.2g} % over a limit even so"
-            if self.plant.config.run.when_over == "stop":
-                told += "; the run ends here"
-        because = tuple(self._because(ledger, found, there, bits, each[cost], cost, rounds))
+            told += "; the run ends here" if stops else ""
+        because = self._because(ledger, found, there, bits, each[cost], cost, rounds)
         gone = tuple(sorted(int(device) for device in ledger.gone))
-        before = self._total(each, rounds)
-        return Change(number, self.setting, chosen, told, kept, cost, because, gone, before, after), pace
+        before, after = self._total(each, rounds), self._total(takes, num)
+        return Change(number, self.setting, chosen, told, kept, cost, because, gone, before, after, last), pace
+
+    def _allowed(self, each: Mapping[str, float], rounds: int) -> int:
+        """Gives how many of so many rounds, which cost so much each, keep all limits."""
+        return next((num for num in range(rounds, 0, -1) if not self._excess(each, num)[0]), 0)
 
     def _because(
         self, ledger: Ledger, found: Offers, there: Flags, bits: Sequence[int], each: float, cost: str, rounds: int
-    ) -> Iterator[str]:
+    ) -> tuple[str, ...]:
         """Says what of the run is other than at its start, or than was expected; where nothing is, that it isn't."""
-        margin, number, is_told = self.plant.config.run.replan_margin, len(self.accuracies), False
+        told: list[str] = []
+        margin, number = self.plant.config.run.replan_margin, len(self.accuracies)
         known = self.changes[-1].gone if self.changes else ()
         if fresh := sorted(int(device) for device in ledger.gone if int(device) not in known):
-            is_told = True
             names = ", ".join(map(str, fresh[:_NAMED])) + (", ..." if len(fresh) > _NAMED else "")
-            yield f"{devices(len(fresh))} left with an empty battery: {names}"
+            told.append(f"{devices(len(fresh))} left with an empty battery: {names}")
         away = int((~there).sum()) - len(ledger.gone)
         if away > 0:
-            is_told = True
-            yield f"{devices(away)} out of coverage or without rows"
+            told.append(f"{devices(away)} out of coverage or without rows")
         if self.plant.around is not None:
             first, unit = self._offers(bits, 1, 0.0), "seconds" if cost == "seconds" else "joules"
             at = np.arange(len(there)), self._places(self.setting, bits)
             took, takes = (float((getattr(one, unit)[at] * there).sum()) for one in (first, found))
             if took > 0.0 and abs(takes / took - 1.0) > margin:
-                is_told = True
-                yield f"with the channels as they are the same round takes {takes / took:.2g} times the {unit} it did"
+                told.append(
+                    f"with the channels as they are the same round takes {takes / took:.2g} times the {unit} it did"
+                )
         wanted = float(self.expected.get(cost, 0.0))
         if wanted and each / wanted - 1.0 > margin:
-            is_told = True
-            yield f"a round takes {shown(cost, each)} where {shown(cost, wanted)} were expected"
+            told.append(f"a round takes {shown(cost, each)} where {shown(cost, wanted)} were expected")
         expected = int(self.expected.get("rounds", 0))
         if expected and number + rounds > expected:
-            is_told = True
-            yield f"{number + rounds} rounds are needed where {expected} were expected"
-        if not is_told:
-            never = "nothing is other than it was: the rounds that are left never fitted into the limit"
-            yield "what is left takes more than the last new plan reckoned" if self.changes else never
+            told.append(f"{number + rounds} rounds are needed where {expected} were expected")
+        never = "nothing is other than it was: the rounds that are left never fitted into the limit"
+        told = told or ["what is left takes more than the last new plan reckoned" if self.changes else never]
+        return tuple(told)
 
     def _settings(self, found: Offers, there: Flags, bits: Sequence[int]) -> Iterator[Setting]:
         """Gives what may be changed to: cohorts, deadlines and bits that the scheme admits, the present ones first."""

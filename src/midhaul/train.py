@@ -241,7 +241,7 @@ class _Run:
             server, done = found.server, found.round
             self.plant = settle(self.plant, server)
             if self.progress is not None:
-                self.progress("rounds", done, config.run.rounds)
+                self.progress("rounds", done, self._end())
         self.done = done
         for number in range(done + 1, done + 1 if self._is_enough() else config.run.rounds + 1):
             began, absent = time.perf_counter(), self.ledger.absent
@@ -254,7 +254,7 @@ class _Run:
             self.there.settle()
             _check_finite(server, number)
             self.train_s += time.perf_counter() - began
-            last = number == config.run.rounds
+            last = number == self._end()
             due = last or number % config.run.evaluate_every == 0
             scores = self._evaluate(server, number) if due else None
             took_s = time.perf_counter() - began
@@ -262,13 +262,16 @@ class _Run:
             self._reach(number, scores)
             self._plan_again(number, scores)
             self.done, last = number, last or self._is_enough()
+            if last and scores is None:  # it ends before its time, and is tested all the same
+                scores = self._evaluate(server, number)
+                self._reach(number, scores)
             self._tell_round(self._line(number, scores, metrics, took_s), took_s, self.ledger.absent - absent)
             if number == done + 1:
                 self._tell_kernels()
             if last or number % config.run.checkpoint_every == 0:
                 self._save(number, server)
             if self.progress is not None:
-                self.progress("rounds", number, number if last else config.run.rounds)
+                self.progress("rounds", number, number if last else self._end())
             if last:
                 break
         return Result(self._finish(server), server, self.out)
@@ -344,7 +347,7 @@ class _Run:
             return
         change, told = self.again.after(number, self.ledger, scores["accuracy"] if scores is not None else None)
         if told:
-            now: Summary = {} if change is None else {"change": dataclasses.asdict(change.setting)}
+            now: Summary = {} if change is None else {"change": dataclasses.asdict(change.setting), "last": self._end()}
             self.tell(Sentence(told, "replan", round=number, **now))
         if change is not None:
             self._change(change.setting)
@@ -382,9 +385,13 @@ class _Run:
         coder = old.coding.coders[Kind.ACTIVATIONS]
         self.tested = AsDelivered(new.engine, coder, old.config.scheme.batch) if coder else new.engine
 
+    def _end(self) -> int:
+        """Gives the round that the run ends with, as far as is known."""
+        return self.plant.config.run.rounds if self.again is None else self.again.last
+
     def _is_enough(self) -> bool:
         """Tells whether the run was to end at its target and is there, or at its limits and would go beyond them."""
-        is_over = self.again is not None and self.again.is_over
+        is_over = self.again is not None and (self.again.is_over or self.done >= self.again.last)
         return is_over or (self.plant.config.run.stop_at_target and self.target["round"] is not None)
 
     def _drift(self) -> None:
@@ -522,7 +529,7 @@ class _Run:
             "devices": len(self.plant.engine.devices),
             "out": str(self.out) if self.out is not None else None,
             "round": done,
-            "rounds": config.run.rounds,
+            "rounds": self._end(),
             **{name: self.scores.get(name) for name in ("accuracy", "large_accuracy", "loss")},
             **{name: getattr(ledger, name) for name in ("uplink_bytes", "downlink_bytes", "device_joules")},
         }
@@ -530,7 +537,7 @@ class _Run:
         self.tell(Sentence(told, "start", level="detail", **facts))
 
     def _tell_round(self, line: Summary, took_s: float, absent: int) -> None:
-        rounds = self.plant.config.run.rounds
+        rounds = self._end()
         facts = {name: line[name] for name in _FIGURES} | {"rounds": rounds, "seconds": took_s, "absent": absent}
         if isinstance(self.plant.engine, Gateways):
             facts["gateways"] = self.plant.engine.attendance()

@@ -156,6 +156,38 @@ def test_what_nothing_keeps_is_said_with_the_nearest_and_the_run_goes_on_or_ends
     assert lines[-1].endswith("the run ends here")
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_run_that_is_to_stop_goes_on_by_the_nearest_plan_for_the_rounds_that_its_limits_allow(
+    every: int, tmp_path: Path
+) -> None:
+    """Bits, cohorts and all don't keep 40 rounds within what 2.6 of them take, but more than 2.6."""
+    plain = [train.run(SMALL.replace(run_rounds=num)).summary["uplink_bytes"] for num in (2, 3)]
+    most = plain[0] + 0.6 * (plain[1] - plain[0])
+    short = within(f"uplink_bytes={most:.9g}", run_when_over="stop", run_rounds=40, run_evaluate_every=every)
+    ended, lines = told_by(short, tmp_path / "whole")
+    first, *_ = ended["replans"]
+    assert (first["round"], first["kept"]) == (2, True)
+    assert 2 < ended["rounds"] < 40
+    assert ended["rounds"] == ended["replans"][-1]["last"] <= first["last"]
+    assert f"round {first['last']} is the last: the limits allow {first['last'] - 2} of 38 more" in lines[0]
+    assert ended["uplink_bytes"] <= most
+    metrics = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["round"] == ended["rounds"]
+    assert metrics[-1]["accuracy"] == ended["accuracy"]
+    assert f"round {first['last']} is the last" in report.table([tmp_path / "whole"]).replace("\n  ", " ")
+    resumed = cut_and_resumed(short, tmp_path / "cut", after=3).summary
+    for name in ("model_sha256", "rounds", "uplink_bytes", "replans"):
+        assert resumed[name] == ended[name], name
+    assert train.run(short, tmp_path / "whole", resume=True).summary["rounds"] == ended["rounds"]
+
+
+def test_a_run_that_ends_before_its_time_is_tested_all_the_same(tmp_path: Path) -> None:
+    ended, _ = told_by(within("joules=1e-6", run_when_over="stop", run_evaluate_every=5), tmp_path / "run")
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["round"] == ended["rounds"] == 2
+    assert last["accuracy"] == ended["accuracy"] > 0.0
+
+
 def test_who_is_left_of_the_fleet_is_told() -> None:
     """Six of eight batteries last for about two rounds; the run was to have all eight in each."""
     free = train.run(SMALL.replace(fleet_cohort=1.0, run_rounds=2)).summary
@@ -247,3 +279,28 @@ def test_a_plan_writes_what_its_run_is_held_to(monkeypatch: pytest.MonkeyPatch) 
     ended, lines = told_by(found.config)
     assert ended["replans"] == []
     assert lines == []
+
+
+@pytest.mark.parametrize("scheme", ["heterofl", "fedavg"])
+def test_a_plan_lets_its_run_deal_out_models_anew_where_that_is_asked_for_and_can_be(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("midhaul.plan.search.changes", lambda candidate, plant: [])
+    monkeypatch.setattr("midhaul.plan.search.recipes", lambda *rest: [])
+    lines: list[str] = []
+    asked = SMALL.replace(fleet_cohort=1.0, run_rounds=4, run_replan_models=True)
+    found = plan.plan(asked, goal("accuracy=0.2", "joules=50"), schemes=[scheme], tell=lines.append)
+    assert found.config.run.replan_models == (scheme == "heterofl")
+    assert any("run.replan_models is left out of the config" in line for line in lines) == (scheme == "fedavg")
+    Replan(plant.build(found.config))  # which refuses what can't be
+    without = plan.plan(asked, goal("accuracy=0.2"), schemes=[scheme])
+    assert not without.config.run.replan_models
+    replan.check(without.config)
+
+
+def test_a_plan_of_rounds_without_cohorts_writes_limits_that_its_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("midhaul.plan.search.changes", lambda candidate, plant: [])
+    given = SMALL.replace(fleet_mode="fedbuff", fleet_cohort=1.0, link_up="none", run_rounds=4)
+    found = plan.plan(given, goal("accuracy=0.15", "joules=50"), schemes=["fedavg"])
+    assert found.config.run.within == "joules=50"
+    replan.check(found.config)

@@ -14,7 +14,8 @@ from midhaul.report.spent import MAX_DEVICES
 
 @dataclass(frozen=True)
 class Replanned:
-    """A new plan after a round. `before` and `after` are what the run was to come to without it and with it."""
+    """A new plan after a round. `before` and `after` are what the run was to come to without it and with it; `last` is
+    the round that it is to end with, if sooner than before, else 0."""
 
     round: int
     was: Setting
@@ -25,10 +26,11 @@ class Replanned:
     gone: tuple[int, ...]
     before: Mapping[str, float]
     after: Mapping[str, float]
+    last: int = 0
 
     def changes(self) -> list[str]:
         """Says what is done otherwise from the next round on."""
-        return said(self.was, self.now) or ["nothing"]
+        return said(self.was, self.now, self.last) or ["nothing"]
 
     def forecasts(self, limits: Sequence[Limit]) -> list[str]:
         """Says of each limited cost what the run was to come to, and is to come to, of how much."""
@@ -47,13 +49,14 @@ def read(table: object, where: str) -> Replanned | None:
             raise TypeError
         if "because" not in table:
             return None
-        costs = [{cost: _number(table[name][cost]) for cost in COSTS} for name in ("before", "after")]
+        before, after = ({cost: _number(table[name][cost]) for cost in COSTS} for name in ("before", "after"))
         gone = tuple(int(_number(device)) for device in table["gone"])
         because = tuple(_line(line) for line in table["because"])
         if table["short"] not in COSTS or not isinstance(table["kept"], bool) or len(gone) > MAX_DEVICES:
             raise ValueError
         each = (_setting(table["was"]), _setting(table["setting"]))
-        return Replanned(int(_number(table["round"])), *each, table["kept"], table["short"], because, gone, *costs)
+        at, last = int(_number(table["round"])), int(_number(table.get("last", 0)))
+        return Replanned(at, *each, table["kept"], table["short"], because, gone, before, after, last)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(
             f"{where}: 'replans' aren't as a run writes them; repeat that run, or leave its folder out"
