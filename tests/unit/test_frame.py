@@ -71,6 +71,13 @@ def test_the_bytes_of_a_small_frame_are_those_of_the_layout() -> None:
     assert len(data) == 32 + 6 + 12 + 4
 
 
+@pytest.mark.parametrize("shape", [(1, 3), (3,), (3, 1)])
+def test_a_frame_of_one_float32_tensor_has_the_bytes_of_the_layout_again_and_again(shape: tuple[int, ...]) -> None:
+    for values in ((0.5, -1.0, 2.0), (3.0, 4.0, 5.0)):
+        expected = sealed(header(num_tensors=1) + tensor("h", 0, shape, struct.pack("<3f", *values)))
+        assert pack(Frame(Op.FIT, False, 9, 4, tree={"h": torch.tensor(values).reshape(shape)})) == expected
+
+
 def test_the_documented_example_is_what_is_packed() -> None:
     page = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
     section = page.partition("## An example")[2].partition("\n## ")[0]

@@ -11,6 +11,7 @@ from midhaul.message import Op
 from midhaul.runtime.envelope import Refusal, Refused
 from midhaul.runtime.firmware import Firmware
 from midhaul.runtime.groups import kernels_of
+from midhaul.runtime.hello import MAX_HOLDS
 from midhaul.runtime.shadow import Engine
 
 MAX_BYTES = 1 << 24
@@ -36,7 +37,7 @@ class About:
 def holds(engine: Engine) -> str:
     """Says what an engine's devices are, as a sentence."""
     if isinstance(engine, Firmware):
-        return engine.about[:MAX_TEXT]
+        return engine.about[:MAX_HOLDS]
     num = len({*engine.devices, *engine.test_devices})
     return f"{num} simulated device{'' if num == 1 else 's'}"
 
