@@ -22,7 +22,7 @@ from midhaul import checkpoint, rng
 from midhaul import config as settings
 from midhaul.config import Config
 from midhaul.federation import certs
-from repro import Row
+from repro import Row, table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "contract"))
 from hosts import Link, NoHosts, hosts
@@ -212,4 +212,6 @@ def _on_hosts(terminals: Terminals, folder: Path) -> list[Row]:
 
 
 if __name__ == "__main__":
-    print(*main(sys.argv[1:]), sep="\n")
+    found = main(sys.argv[1:])
+    print(table(found))
+    sys.exit(0 if all(row.passed or not row.must for row in found) else 1)
