@@ -170,5 +170,7 @@ def test_flower_lets_the_gate_in_first(monkeypatch: pytest.MonkeyPatch) -> None:
     extensions, link = (import_module(f"flwr.superlink.{name}") for name in ("extensions", "cli.flower_superlink"))
     monkeypatch.setattr(extensions, "get_middleware", extensions.get_middleware)
     monkeypatch.setattr(link, "flower_superlink", lambda: None)
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     gate.main()
+    assert import_module("uvicorn").Config(lambda: None).forwarded_allow_ips == "127.0.0.1"
     assert import_module("flwr.superlink.main")._get_middleware()[0].cls is gate.Gate

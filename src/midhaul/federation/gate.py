@@ -10,6 +10,7 @@ Limits: whoever has an account on the SuperLink's machine is let in, as with Flo
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from importlib import import_module
 from typing import Any
@@ -56,6 +57,7 @@ def main() -> None:
     if not callable(getattr(extensions, "get_middleware", None)):
         raise DependencyError("this Flower has no middleware for its SuperLink; install midhaul[flower]")
     middleware, others = import_module("starlette.middleware").Middleware, extensions.get_middleware
+    os.environ["FORWARDED_ALLOW_IPS"] = "127.0.0.1"  # uvicorn's: whose word is taken for whom a request is from
     extensions.get_middleware = lambda: (middleware(Gate), *others())
     import_module("flwr.superlink.cli.flower_superlink").flower_superlink()
 
