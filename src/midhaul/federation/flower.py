@@ -35,7 +35,6 @@ from midhaul.federation.serve import Invitation, Place, Standing
 from midhaul.fleet import Held
 from midhaul.kit import Kit
 from midhaul.plant import Engine, Plant
-from midhaul.runtime.firmware import Firmware
 from midhaul.sentences import Sentence
 from midhaul.server import Progress
 from midhaul.train import Result, Tell
@@ -287,7 +286,7 @@ def hold(said: Mapping[str, Any], node: Mapping[str, Any], name: str, told: Tell
         told("ended", error=str(error), **done, **counts)
         raise
     finally:
-        close(built)
+        join.close(built)
 
 
 def answer_once(said: Content, node: Mapping[str, Any], told: Teller) -> dict[str, Any]:
@@ -297,13 +296,7 @@ def answer_once(said: Content, node: Mapping[str, Any], told: Teller) -> dict[st
         built = join.build(str(said["config"]), share)
         return dict(messages.answer(built, said, gives_rows=share.gives_rows, tell=told.line))
     finally:
-        close(built)
-
-
-def close(built: Plant | None) -> None:
-    """Lets go of the devices with firmware."""
-    if built is not None and isinstance(built.engine, Firmware):
-        built.engine.close()
+        join.close(built)
 
 
 def share_of(node: Mapping[str, Any]) -> Share:

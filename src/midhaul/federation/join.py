@@ -100,8 +100,7 @@ def join(
             # A server that was started anew has another token: it is asked for it, and everything begins again.
             why, turns, connections = str(error), turns + gateway.done, connections + gateway.connections
         finally:
-            if isinstance(built.engine, Firmware):
-                built.engine.close()
+            close(built)
 
 
 def gateway_of(
@@ -142,6 +141,12 @@ def build(config: str, share: Share) -> Plant:
     return plant.build(
         _own(told, share), members=lambda federation: claims.members(federation, share.data, share.share)
     )
+
+
+def close(built: Plant | None) -> None:
+    """Lets go of the devices with firmware."""
+    if built is not None and isinstance(built.engine, Firmware):
+        built.engine.close()
 
 
 def about(built: Plant, devices: tuple[int, ...]) -> str:

@@ -19,11 +19,10 @@ from midhaul.errors import ConfigError, EngineError
 from midhaul.federation import certs, children, desk, messages, superlink
 from midhaul.federation.children import Child
 from midhaul.federation.events import Event, Listener, sentence
-from midhaul.federation.join import Served, Share, build
+from midhaul.federation.join import Served, Share, build, close
 from midhaul.federation.resident import Content, Resident
 from midhaul.federation.superlink import program
 from midhaul.plant import Plant
-from midhaul.runtime.firmware import Firmware
 from midhaul.train import Tell
 
 LOOK_S = 0.1
@@ -161,8 +160,7 @@ class _Answering:
 
     def close(self) -> None:
         """Lets go of the devices with firmware."""
-        if self._built is not None and isinstance(self._built.engine, Firmware):
-            self._built.engine.close()
+        close(self._built)
         self._built = None
 
 
