@@ -16,7 +16,7 @@ from midhaul import rng, train, tree
 from midhaul.cli import main
 from midhaul.config import Config
 from midhaul.errors import EngineError, MidhaulError
-from midhaul.federation import join, messages, project
+from midhaul.federation import flower, join, messages, project
 from midhaul.federation.join import Share
 from midhaul.federation.messages import Content, Messages
 from midhaul.plant import Plant, build
@@ -101,6 +101,33 @@ def test_a_lost_message_is_a_round_without_these_devices() -> None:
 def test_what_can_not_be_is_refused(scheme: str, shares: dict[int, Share], word: str) -> None:
     with pytest.raises(EngineError, match=word):
         over(Post(shares), SMALL.replace(scheme_name=scheme))
+
+
+@pytest.mark.parametrize(
+    "said", ["no", "[]", '{"rows": {}, "version": "1"}', '{"rows": [1], "version": "1", "model": ""}']
+)
+def test_a_hello_that_can_not_be_read_is_refused(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "answer", lambda *given, **more: {"hello": said})
+    with pytest.raises(EngineError, match="node 7 says what can't be read"):
+        over(Post(HALVES), SMALL.replace(scheme_name="fedavg"))
+
+
+def test_who_comes_back_to_a_run_over_messages_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flower, "POLL_S", 0.0)
+    post, away = Post(HALVES, lost=(2,)), list[int]()
+
+    def nodes() -> list[int]:
+        if post.num == 2 and not away:  # 9 was asked, and hasn't answered: it is started anew
+            away.append(9)
+            return [7]
+        return [7, 9]
+
+    monkeypatch.setattr(post, "nodes", nodes)
+    built, told = build(SMALL.replace(scheme_name="fedavg")), list[str]()
+    fleet = Messages(built.kit.groups, built.engine.population, post, settings.to_toml(SMALL), tell=told.append)
+    flower._meet(fleet, post, 0, 10.0, told.append)
+    assert away == [9]
+    assert not fleet.missing()
 
 
 def test_a_project_for_flower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -235,8 +235,9 @@ def _meet(fleet: Messages, courier: GridCourier, num: int, patience_s: float, te
     """Waits for the SuperNodes that hold the run's devices. Raises: EngineError at the end of its patience."""
     end, known = time.monotonic() + (patience_s or float("inf")), set[int]()
     while fleet.missing() and not 0 < num <= len({*fleet.holder.values()}):
-        if new := {*courier.nodes()} - known:
-            known |= new
+        here = {*courier.nodes()}
+        new, known = here - known, here  # who went away and came back, with other devices perhaps, is asked again
+        if new:
             fleet.meet()
             tell(f"{len({*fleet.holder.values()})} SuperNodes; nobody holds {len(fleet.missing())} devices")
         elif time.monotonic() > end:

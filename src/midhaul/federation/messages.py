@@ -68,9 +68,15 @@ class Messages(Populated):
         known = {*self.holder.values()}
         new = [node for node in self._courier.nodes() if node not in known]
         for node, said in self._carry({node: {"kind": "hello"} for node in new}).items():
-            table = json.loads(str(said["hello"]))
-            rows = {int(device): tuple(held) for device, held in table["rows"].items()}
-            if table["version"] != __version__ or table["model"] != self.models.digest:
+            try:
+                table = json.loads(str(said["hello"]))
+                rows = {int(device): tuple(held) for device, held in table["rows"].items()}
+                version, model = table["version"], table["model"]
+            except (AttributeError, KeyError, TypeError, ValueError):
+                raise EngineError(
+                    f"node {node} says what can't be read; install the same midhaul on both sides"
+                ) from None
+            if version != __version__ or model != self.models.digest:
                 raise EngineError(f"node {node} has another midhaul or another model; give both sides the same")
             if (
                 not rows.keys() <= {*self.devices, *self.test_devices}
