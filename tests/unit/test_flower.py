@@ -367,3 +367,17 @@ def test_a_supernode_is_followed_to_its_end(
         else:
             assert (joins().turns, joins().devices) == (3, (1,))
             assert told[0] == f"SuperNode 5 is with the SuperLink at {address}; waiting for a run"
+
+
+def test_a_supernode_that_lost_its_superlink_is_patient_anew(flower: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supernode, "TAKEN_S", 0.0)
+    monkeypatch.setattr(supernode, "program", lambda name: flower / name)
+    code = "print('Receiving: train message', flush=True); hello()\nfirst = pathlib.Path(__file__ + '.first')\n"
+    code += "if not first.exists(): first.touch(); raise SystemExit(1)\n"
+    code += "print('Sent successfully', flush=True); say(**end); time.sleep(60)"
+    fake(flower, "flower-supernode", NODE + code)
+    told: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as link:
+        address = f"127.0.0.1:{link.getsockname()[1]}"
+        assert supernode.join(address, Share(), patience_s=0.3, tell=told.append).turns == 3  # it was with it for 0.5 s
+    assert "SuperNode 5 has lost its SuperLink" in told[1]

@@ -123,6 +123,8 @@ def join(
             try:
                 told = _follow(child, heard, listener, target, failed, tell)
             except _Ended as error:
+                if heard.taken:
+                    last = time.monotonic()  # until now it was with a SuperLink that had a run
                 if error.is_final or time.monotonic() - last > patience_s:
                     raise EngineError(next(iter(failed.values()), error.why)) from None
                 tell(f"{error.why}; starting another")
