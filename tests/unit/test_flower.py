@@ -14,6 +14,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
+from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,9 @@ def test_a_resident_answers_process_after_process(tmp_path: Path) -> None:
     assert resident.ask(path, {"kind": "é", "data": b"\n0"}) == {"kind": "é", "twice": b"\n0\n0"}
     assert resident.ask(path, {"kind": "odd"}) == {"error": "that is odd"}
     assert resident.ask(path, {"kind": "broken"}) == {"error": "the gateway failed with ValueError: seven"}
+    with Client(path, "AF_UNIX") as odd:
+        odd.send_bytes(b"no\n")
+        assert "is damaged" in str(resident.unpack(odd.recv_bytes())["error"])
     code = "import sys; from midhaul.federation import resident, clientapp; "
     code += "print(resident.ask(sys.argv[1], {'kind': 'b', 'data': 'a'})['twice'], 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
@@ -197,14 +201,15 @@ def test_a_resident_answers_process_after_process(tmp_path: Path) -> None:
     assert not made.is_alive()
     with pytest.raises(EngineError, match="is gone"):
         resident.ask(path, {"kind": "c", "data": "a"})
-    with pytest.raises(EngineError, match="is damaged"):
-        resident.unpack(b"no\n")
+    for data in (b"no\n", b'[["a", true, 2]]\nb', b'[["a", true, 1]]\nbc', b'[["a", true, -1]]\nbc'):
+        with pytest.raises(EngineError, match="is damaged"):
+            resident.unpack(data)
 
 
-def test_a_child_is_heard_and_ends_when_told(tmp_path: Path) -> None:
+def test_a_child_is_heard_and_ends_when_told() -> None:
     heard: list[str] = []
     code = "import time; print('\\x1b[93mone\\x1b[0m'); print('two', flush=True); time.sleep(60)"
-    child = Child([sys.executable, "-c", code], log=tmp_path / "log", hears=heard.append)
+    child = Child([sys.executable, "-c", code], hears=heard.append)
     until(lambda: len(heard) == 2)
     assert child.code is None
     child.stop()

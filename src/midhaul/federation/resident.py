@@ -37,7 +37,11 @@ def unpack(data: bytes) -> dict[str, str | bytes]:
     try:
         for name, is_text, size in json.loads(head):
             value, rest = rest[:size], rest[size:]
+            if len(value) != size:
+                raise ValueError
             found[str(name)] = value.decode() if is_text else value
+        if rest:
+            raise ValueError
     except (ValueError, TypeError):
         raise EngineError("what came over the gateway's socket is damaged; start `midhaul join` again") from None
     return found
@@ -71,7 +75,7 @@ class Resident(threading.Thread):
             with contextlib.suppress(OSError, EOFError), self._listener.accept() as there:
                 if self._is_over:
                     return
-                there.send_bytes(pack(self._answered(unpack(there.recv_bytes()))))
+                there.send_bytes(self._answered(there.recv_bytes()))
 
     def close(self) -> None:
         """Ends it, after what it is at."""
@@ -81,10 +85,10 @@ class Resident(threading.Thread):
         self.join(10.0)
         self._listener.close()
 
-    def _answered(self, said: Content) -> Content:
+    def _answered(self, data: bytes) -> bytes:
         try:
-            return self.answer(said)
+            return pack(self.answer(unpack(data)))
         except MidhaulError as error:
-            return {"error": str(error)}
+            return pack({"error": str(error)})
         except Exception as error:  # it must answer the next message, whatever befell it in this one
-            return {"error": f"the gateway failed with {type(error).__name__}: {error}"}
+            return pack({"error": f"the gateway failed with {type(error).__name__}: {error}"})
