@@ -166,6 +166,10 @@ def test_apps_tell_in_whole_lines(tmp_path: Path) -> None:
     teller.progress("rounds", 1, 2)
     assert [event["event"] for event in listener.news()] == ["line", "progress"]
     assert listener.pids == {os.getpid()}
+    code = "import sys; from midhaul.federation.events import Teller; Teller(sys.argv[1]).line('hello')"
+    subprocess.run([sys.executable, "-c", code, str(listener.path)], check=True)
+    assert [event["line"] for event in listener.news()] == ["hello"]
+    assert listener.pids == {os.getpid()}  # another may have the number of an app that has ended
     with listener.path.open("a") as file:
         file.write('{"event": "done"')
     assert listener.news() == []

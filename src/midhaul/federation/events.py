@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from midhaul.federation import children
 from midhaul.sentences import Sentence
 
 Event = dict[str, Any]
@@ -44,7 +45,7 @@ def sentence(event: Event) -> str:
 
 
 class Listener:
-    """The command's end."""
+    """The command's end. `pids` are the apps that run; one that has ended is left out, as others may get its number."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.pids = path, set[int]()
@@ -59,5 +60,6 @@ class Listener:
         whole = data[: data.rfind(b"\n") + 1]
         self._at += len(whole)
         found: list[Event] = [json.loads(line) for line in whole.splitlines()]
-        self.pids |= {int(event["pid"]) for event in found if event["event"] == "app"}
+        apps = self.pids | {int(event["pid"]) for event in found if event["event"] == "app"}
+        self.pids = {pid for pid in apps if children.is_running(pid)}
         return [event for event in found if event["event"] != "app"]
