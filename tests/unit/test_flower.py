@@ -220,7 +220,14 @@ def test_a_child_is_heard_and_ends_when_told() -> None:
     assert child.code == -signal.SIGTERM
     assert heard == ["\x1b[93mone\x1b[0m", "two"]
     assert child.said() == "one / two"
-    assert (tmp_path / "log").read_text() == "\x1b[93mone\x1b[0m\ntwo\n"
+
+
+def test_a_program_that_is_not_there_says_so(tmp_path: Path) -> None:
+    child = Child([tmp_path / "flower-supernode"])
+    assert child.wait(20.0) == 1
+    assert child.said() == f"{tmp_path / 'flower-supernode'} can't be started (No such file or directory); " + (
+        "install midhaul[flower] anew"
+    )
 
 
 def test_a_child_that_does_not_listen_is_ended_with_all_of_its_group() -> None:

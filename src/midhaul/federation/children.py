@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -27,14 +28,17 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 15)
     if os.getppid() != int(sys.argv[1]):
         sys.exit(1)
-os.execvpe(sys.argv[2], sys.argv[2:], os.environ)
+try:
+    os.execvpe(sys.argv[2], sys.argv[2:], os.environ)
+except OSError as error:
+    sys.exit(f"{sys.argv[2]} can't be started ({error.strerror}); install midhaul[flower] anew")
 """
 
 
 class Child:
     """A program under way, in a session of its own: Ctrl-C at a terminal reaches midhaul, which then ends it in order.
 
-    `log` is the file that all it says is added to; `hears` is given each line, in a thread.
+    `hears` is given each line that it says, in a thread.
     """
 
     def __init__(
@@ -42,7 +46,6 @@ class Child:
         words: Sequence[str | Path],
         env: Mapping[str, str] | None = None,
         *,
-        log: Path | None = None,
         hears: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.name = Path(words[0]).name
@@ -60,8 +63,8 @@ class Child:
                 start_new_session=True,
             )
         except OSError as error:
-            raise EngineError(f"{self.name} can't be started ({error.strerror}); install it anew") from None
-        self._reader = threading.Thread(target=self._read, args=(log, hears), name=self.name, daemon=True)
+            raise EngineError(f"{self.name} can't be started ({error.strerror})") from None
+        self._reader = threading.Thread(target=self._read, args=(hears,), name=self.name, daemon=True)
         self._reader.start()
 
     @property
@@ -94,16 +97,11 @@ class Child:
         self.process.wait()
         self._reader.join(1.0)
 
-    def _read(self, log: Path | None, hears: Callable[[str], None]) -> None:
+    def _read(self, hears: Callable[[str], None]) -> None:
         assert self.process.stdout is not None
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.process.stdout)
-            file = None if log is None else stack.enter_context(log.open("a", encoding="utf-8"))
-            for line in self.process.stdout:
+        with self.process.stdout as said:
+            for line in said:
                 self.lines.append(line.rstrip())
-                if file is not None:
-                    file.write(line)
-                    file.flush()
                 hears(line.rstrip())
 
 
@@ -126,11 +124,10 @@ def ended_by_sigterm() -> Iterator[None]:
 
 def end_others(pids: set[int], seconds: float = 3.0) -> None:
     """Ends processes that should have ended by themselves, such as children of a child that is gone."""
-    deadline = threading.Event()
     for _ in range(int(seconds / 0.1)):
         if not (pids := {pid for pid in pids if is_running(pid)}):
             return
-        deadline.wait(0.1)
+        time.sleep(0.1)
     for pid in pids:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
