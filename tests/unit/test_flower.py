@@ -286,15 +286,21 @@ def flower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-LINK = """
-import http.server
+ANSWERS = """
+import http.server, ssl, sys
 class Answers(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
     def log_message(self, *words): pass
-import sys
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_forever()
+server = http.server.HTTPServer((sys.argv[1], int(sys.argv[2])), Answers)
+"""
+LINK = ANSWERS + "server.serve_forever()"
+TLS_LINK = f"""{ANSWERS}
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[3] + "/server.crt", sys.argv[3] + "/server.key")
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
 """
 RUNS = """
 import json, sys, tomllib, pathlib
@@ -309,7 +315,7 @@ def serve(
 ) -> tuple[Callable[[], dict[str, Any]], list[str]]:
     fake(flower, "flwr", RUNS + then)
     fake(flower, "link", link)
-    monkeypatch.setattr(superlink, "superlink_words", lambda host, port, tls: [flower / "link", str(port)])
+    monkeypatch.setattr(superlink, "superlink_words", lambda host, port, tls: [flower / "link", host, str(port)])
     settings = Settings(listen=f"127.0.0.1:{children.free_port()}", port=children.free_port())
     told: list[str] = []
     return lambda: superlink.run(Config(), flower / "out", settings, tell=told.append), told
@@ -341,6 +347,15 @@ def test_how_a_run_fails_is_a_sentence(
     run, _ = serve(flower, monkeypatch, then, link)
     with pytest.raises(EngineError, match=said):
         run()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is this machine on Linux alone")
+def test_a_certificate_for_another_host_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certs.make(tmp_path / "keys")  # for 127.0.0.1
+    link = fake(tmp_path, "link", TLS_LINK)
+    monkeypatch.setattr(superlink, "superlink_words", lambda host, port, tls: [link, host, str(port), tls])
+    with pytest.raises(EngineError, match=r"is not for 127\.0\.0\.2; make one there with"):
+        superlink.started("127.0.0.2", children.free_port(), tmp_path / "keys", os.environ).__enter__()
 
 
 NODE = """

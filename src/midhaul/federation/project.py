@@ -73,7 +73,7 @@ are, if they aren't simulated: `devices="serial:/dev/ttyACM0"`. midhaul {version
 """
 
 
-def write(config: Config, folder: Path, *, transport: str = "stream", out: str = "") -> tuple[Path, ...]:
+def write(config: Config, folder: Path, *, transport: str = "stream") -> tuple[Path, ...]:
     """Writes the project of a run. Raises: ConfigError where that can't be, or the folder holds something else."""
     if transport not in ("stream", "messages"):
         raise ConfigError(f"--transport is {transport!r}; it is stream or messages")
@@ -82,7 +82,7 @@ def write(config: Config, folder: Path, *, transport: str = "stream", out: str =
     title = f"{config.scheme.name} on {config.data.name}"
     names = {"title": title, "version": __version__, "flower": FLOWER, "package": _PACKAGE, "transport": transport}
     files = {
-        "pyproject.toml": _PROJECT.format(**names, out=out or f"runs/{config.scheme.name}-{config.run.seed}"),
+        "pyproject.toml": _PROJECT.format(**names, out=f"runs/{config.scheme.name}-{config.run.seed}"),
         "README.md": _README.format(**names),
         "LICENSE": "This run's config is its owner's. midhaul itself is licensed under the Apache License 2.0.\n",
         f"{_PACKAGE}/__init__.py": "",

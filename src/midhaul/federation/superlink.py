@@ -24,7 +24,7 @@ from typing import Any
 
 from midhaul.config import Config
 from midhaul.errors import ConfigError, DependencyError, EngineError
-from midhaul.federation import children, desk, project, serve
+from midhaul.federation import certs, children, desk, project, serve
 from midhaul.federation.children import Child
 from midhaul.federation.events import Listener, sentence
 from midhaul.server import Progress
@@ -123,7 +123,7 @@ def run(
         home = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="midhaul-flower-", ignore_cleanup_errors=True))
         )
-        project.write(config, home / "project", transport=settings.transport, out=str(out.absolute()))
+        project.write(config, home / "project")
         (home / "config.toml").write_text(connection(host, settings.port, settings.tls), encoding="utf-8")
         listener = Listener(home / "events.jsonl")
         (home / "run.toml").write_text(run_config(settings, out, listener.path), encoding="utf-8")
@@ -168,16 +168,21 @@ def _check(settings: Settings) -> str:
 
 @contextlib.contextmanager
 def started(host: str, port: int, tls: Path | None, env: Mapping[str, str]) -> Iterator[Child]:
-    """Gives a SuperLink that answers. Raises: EngineError where it ends, or doesn't answer."""
+    """Gives a SuperLink that answers. Raises: EngineError where it ends, doesn't answer, or isn't to be trusted."""
+    material = None if tls is None else certs.read(tls, "server")
+    scheme, context = "http", None
+    if material is not None:
+        scheme, context = "https", ssl.create_default_context(cadata=material.root.decode())
     link = Child(superlink_words(host, port, tls), env)
     try:
-        scheme, context = "http", None
-        if tls is not None:
-            scheme, context = "https", ssl.create_default_context(cafile=str(tls / "ca.crt"))
-        url, end = f"{scheme}://{desk.joined(host, port)}/health", time.monotonic() + START_S
+        address, end = desk.joined(host, port), time.monotonic() + START_S
         while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5.0, context=context):
-                break
+            try:
+                with urllib.request.urlopen(f"{scheme}://{address}/health", timeout=5.0, context=context):
+                    break
+            except OSError as error:
+                if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
+                    raise EngineError(desk.distrust(address, material) or str(error)) from None
             if link.wait(LOOK_S) is not None:
                 raise EngineError(f"Flower's SuperLink ended while it started; it said: {link.said()}")
             if time.monotonic() > end:
@@ -225,11 +230,8 @@ def _follow(listener: Listener, submitted: Child, link: Child, tell: Tell, progr
             if not any(_STARTED.search(line) for line in submitted.lines):
                 raise EngineError(f"Flower didn't take the run; it said: {said}")
             raise EngineError(f"the ServerApp ended without a result; start again with --resume. Its log ends: {said}")
-        if submitted.wait(LOOK_S) is not None and end == float("inf"):
-            end = time.monotonic() + GRACE_S
-            if submitted.code == 0:
-                continue
-        elif submitted.code is not None:
+        if submitted.wait(LOOK_S) is not None:
+            end = min(end, time.monotonic() + GRACE_S)
             time.sleep(LOOK_S)
 
 
