@@ -47,6 +47,11 @@ def test_a_pass_is_good_for_a_minute(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(passes.time, "time", lambda: now - 70.0)
     with pytest.raises(PassError, match="70 s ahead"):
         guard.check(shown, "Join")
+    monkeypatch.setattr(passes.time, "time", lambda: float("nan"))
+    never = bearer(folder, "a").show("Join")
+    monkeypatch.setattr(passes.time, "time", lambda: now)
+    with pytest.raises(PassError, match="it was replayed, or the clocks differ"):
+        guard.check(never, "Join")
 
 
 def test_a_forged_key_and_a_borrowed_certificate_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -78,7 +83,8 @@ def test_what_was_changed_on_the_way_is_refused(folder: Path) -> None:
         table["body"] = base64.b64encode(json.dumps(changed).encode()).decode()
         with pytest.raises(PassError, match="it is forged"):
             guard.check(json.dumps(table).encode(), "Join")
-    for bad in (b"", b"{}", b"[1]", b'{"body": 1, "proof": 2, "certificate": 3}', b"\xff", b"[" * 100_000):
+    large = json.dumps(json.loads(bearer(folder, "a").show("Join")) | {"more": passes.MAX_BYTES * "x"}).encode()
+    for bad in (large, b"", b"{}", b"[1]", b'{"body": 1, "proof": 2, "certificate": 3}', b"\xff", b"[" * 100_000):
         with pytest.raises(PassError, match="isn't one"):
             guard.check(bad, "Join")
 

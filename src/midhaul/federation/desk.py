@@ -27,7 +27,6 @@ from midhaul.runtime import channel
 from midhaul.sentences import Sentence
 
 SERVICE = "midhaul.Desk"
-MAX_BYTES = 1 << 22
 CALL_S = 20.0
 DEFAULT_PORT = 9470
 Answer = Callable[[], dict[str, Any]]
