@@ -4,7 +4,8 @@ Flower 1.41 serves three interfaces at one port: for SuperNodes (fleet), for tho
 (control), and for the processes that run apps (runtime). Only the first asks who is there. So of requests from other
 machines this one lets in those of the fleet alone: nobody else can have the server run code, or register a key.
 
-Limits: whoever has an account on the SuperLink's machine is let in, as with Flower.
+Limits: whoever has an account on the SuperLink's machine is let in, as with Flower, and so is who comes by a port that
+something on it forwards, since that seems to come from the machine itself.
 """
 
 from __future__ import annotations
