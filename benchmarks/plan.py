@@ -181,7 +181,8 @@ def verdicts(found: dict[str, list[Outcome]]) -> None:
             ("accuracy, mean of seeds", "2 points", f"{mean:+.1f}", abs(mean) <= 2.0),
             ("accuracy, worst seed", "2 points", f"{worst:.1f}", worst <= 2.0),
             ("accuracy within 2 points", "every seed", f"{close} of {len(rows)}", close == len(rows)),
-            ("accuracy in its interval", "9 of 10", f"{inside} of {len(rows)}", inside >= 0.8 * len(rows)),
+            # Of five runs no more than four can be asked for where nine of ten are expected to be inside.
+            ("accuracy in its interval", "8 of 10", f"{inside} of {len(rows)}", inside >= 0.8 * len(rows)),
             ("target within the limits", "every seed", f"{met} of {len(rows)}", met == len(rows)),
         )
         for what, wanted, measured, good in told:

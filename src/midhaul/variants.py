@@ -191,13 +191,12 @@ def groups(
     held: list[Board],
     population: Population,
     start: rng.Key,
-    first: Sequence[Variant] = (),
+    first: Sequence[Variant],
 ) -> tuple[Group, ...]:
     """Gives the devices by what lies on them; new test devices have the largest of the models, or scheme.test_width.
 
-    `first` is what was dealt at first, where it was dealt anew since: what is tested stays as it was.
+    `first` is what was dealt at first: what is tested stays as it was, where it was dealt anew since.
     """
-    first = first or dealt
     kinds, at_first = ([(v, board.name) for v, board in zip(each, held, strict=True)] for each in (dealt, first))
     programs: dict[Variant, Program] = {}
     for variant in (*dealt, *first):
@@ -206,7 +205,7 @@ def groups(
     tested = max(dict.fromkeys(at_first), key=lambda kind: tree.num_parameters(programs[kind[0]].initial))
     if scheme.differs == "width" and kit.cfg.test_width:
         wanted = Variant(width=kit.cfg.test_width)
-        tested = next((kind for kind in kinds if kind[0] == wanted), (wanted, tested[1]))
+        tested = next((kind for kind in at_first if kind[0] == wanted), (wanted, tested[1]))
         programs.setdefault(wanted, _program(kit, models, wanted, deepest, 0, start))
     radio = kit.config.link.radio
     found = []

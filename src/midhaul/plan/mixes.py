@@ -87,7 +87,8 @@ def for_others(
     if not each:
         return ()
     plain = config.replace(**{name: values[0] for name, values in each.items()}, fleet_check=False)
-    num = len(build(plain, dataset=data, federation=held).federation.train)
+    held = held or build(plain, dataset=data).federation
+    num = held.num_devices
     if num == num_devices:
         return ()
     like = [(2 * device + 1) * num_devices // (2 * num) for device in range(num)]

@@ -128,6 +128,7 @@ def probe(
         run_replan_every=0,
         run_replan_models=False,
         run_tensorboard=False,
+        link_keep_frames=False,
     )
     return Probe(candidate, config, build(config, dataset=data, federation=held), folder, held)
 
