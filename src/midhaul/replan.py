@@ -60,6 +60,8 @@ def check(config: Config) -> None:
             raise ConfigError(f"run.expected has {name!r}, which nobody expects{nearest(name, known)}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ConfigError(f"run.expected.{name} must be a number, not {value!r}")
+        if name == "speed" and value <= 0.0:
+            raise ConfigError(f"run.expected.speed is {value}; an accuracy that goes anywhere has one above 0")
     if run.replan_models and not run.replan_every:
         raise ConfigError("run.replan_models is of a run that is planned again; set run.replan_every, for example 1")
     if not run.replan_every:

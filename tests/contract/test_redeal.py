@@ -1,4 +1,4 @@
-"""Widths, ranks and cuts that are dealt anew while a run is under way: on every engine the same, resumed to the bit."""
+"""Widths, ranks and cuts dealt anew in a run under way: the same on `loop` and `stacked`, and resumed to the bit."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, str]], None]:
 
 
 @SCHEME
-def test_dealt_anew_it_is_the_same_on_every_engine_and_resumed_to_the_bit(
+def test_dealt_anew_it_is_the_same_on_loop_and_stacked_and_resumed_to_the_bit(
     name: str, plans: Callable[[dict[int, str]], None], tmp_path: Path
 ) -> None:
     plans({2: "LSSL", 4: "SSLL"})

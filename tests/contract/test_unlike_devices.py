@@ -129,10 +129,6 @@ def test_cuts_with_nothing_to_train_between_them_change_nothing(on: str) -> None
 
 def test_a_run_with_nothing_between_its_cuts_is_resumed(tmp_path: Path) -> None:
     """SGD remembers nothing of no layers, so that the checkpoint has no entry of them."""
-
-    class Stopped(Exception):
-        pass
-
     config = BARE.replace(scheme_cut="fc2,relu2,relu2", run_checkpoint_every=1)
     resumed = cut_and_resumed(config, tmp_path / "cut", after=1).summary
     assert resumed["model_sha256"] == train.run(config).summary["model_sha256"]

@@ -258,6 +258,7 @@ def test_a_checkpoint_of_another_run_is_refused() -> None:
         ({"run_within": "joules=3,joules=4"}, "limits the same cost twice"),
         ({"run_expected": {"tops": 0.5}}, r"run\.expected has 'tops'.*top"),
         ({"run_expected": {"top": "high"}}, r"run\.expected\.top must be a number"),
+        ({"run_expected": {"speed": 0.0}}, r"run\.expected\.speed is 0\.0.*above 0"),
         ({"run_within": "joules=3", "run_replan_every": 1, "fleet_mode": "fedbuff"}, "no cohorts to plan again"),
     ],
 )
