@@ -36,7 +36,10 @@ from midhaul.train import Result, Tell
 LINGER_S = 5.0
 RECENT = 10  # rounds whose mean says how long one takes
 _PHASES = {"listening": "waiting", "everybody": "training", "round": "training", "end": "done"}
-_FIGURES = ["round", "accuracy", "large_accuracy", "train_loss", "uplink_bytes", "downlink_bytes", "device_joules"]
+_FIGURES = [
+    *("round", "rounds", "accuracy", "large_accuracy", "train_loss"),
+    *("uplink_bytes", "downlink_bytes", "device_joules"),
+]
 
 
 @dataclass
@@ -83,12 +86,12 @@ class Standing:
 
         `round_seconds` is the mean of the last rounds, `seconds_left` what the others then take; None before the first.
         """
-        found, gateways, took, rounds = self.figures, self.gateways, list(self._took), self.config.run.rounds
+        found, gateways, took = self.figures, self.gateways, list(self._took)
         refused = dict(gateways.refused) if gateways is not None else {}
         if self.desk is not None and self.desk.refused:
             refused["pass"] = self.desk.refused
         each_s = sum(took) / len(took) if took else None
-        done = int(found.get("round", 0))
+        done, rounds = int(found.get("round", 0)), int(found.get("rounds", self.config.run.rounds))
         return {
             "version": __version__,
             "scheme": self.config.scheme.name,
