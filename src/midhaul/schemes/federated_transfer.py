@@ -39,23 +39,23 @@ def init(fleet: Fleet, kit: Kit, key: rng.Key) -> Server:
     return Server(tiny, large)
 
 
-def merged(server: Server, up: Replies) -> Server:
+def merged(server: Server, up: Replies, kit: Kit) -> Server:
     """Gives the server with the mean of what came back in place of its own."""
-    return Server(tree.merge(server.tree, tree.weighted_mean(up.tree, up.weight)), server.large)
+    return Server(tree.merge(server.tree, kit.mean(up.tree, up.weight)), server.large)
 
 
 def round_head(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Round:
     """A cohort trains the shared head over the frozen body; heads are averaged."""
     head = tree.select(server.tree, kit.program.sendable("head"))
     up = fleet.exchange(kit.fit(head, train="head", send="head"), devices=kit.cohort(fleet, key), key=key)
-    return (merged(server, up), mean_loss(up)) if len(up) else (server, {})
+    return (merged(server, up, kit), mean_loss(up)) if len(up) else (server, {})
 
 
 def round_fedper(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Round:
     """A cohort trains body and head together; bodies are averaged, heads stay."""
     body = tree.select(server.tree, kit.program.sendable("body"))
     up = fleet.exchange(kit.fit(body, train="whole", send="body"), devices=kit.cohort(fleet, key), key=key)
-    return (merged(server, up), mean_loss(up)) if len(up) else (server, {})
+    return (merged(server, up, kit), mean_loss(up)) if len(up) else (server, {})
 
 
 def round_fedrep(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Round:
@@ -67,7 +67,7 @@ def round_fedrep(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Round:
         kit.fit({}, train="head", send="none", epochs=kit.cfg.head_epochs), devices=there, key=key
     ).devices
     up = fleet.exchange(kit.fit({}, train="body", send="body"), devices=there, key=key)
-    return (merged(server, up), mean_loss(up)) if len(up) else (server, {})
+    return (merged(server, up, kit), mean_loss(up)) if len(up) else (server, {})
 
 
 def evaluate_heads(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> Replies:

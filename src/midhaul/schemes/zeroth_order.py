@@ -43,7 +43,7 @@ def round(server: Server, fleet: Fleet, kit: Kit, key: rng.Key) -> tuple[Server,
     up = fleet.exchange(message, devices=kit.cohort(fleet, key), key=key)
     if not len(up):
         return server, {}
-    slopes = held["g"] + tree.weighted_mean(up.tree, up.weight)["g"]
+    slopes = held["g"] + kit.mean(up.tree, up.weight)["g"]
     first = tree.select(kit.program.initial, kit.program.names("whole"))
     whole = tree.map(directions.walked(first, slopes, kit.cfg.lr, key.seed), lambda value: value.float())
     return Server({**server.tree, **whole}, state={"seeds": {"g": slopes * kit.lr_share}}), mean_loss(up)
