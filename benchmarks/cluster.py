@@ -50,7 +50,7 @@ class AtHome(Workers):
 
 def at_home(fleet: Cluster) -> None:
     """Lets a fleet cut its work by the devices' homes."""
-    kept = fleet.kept
+    kept = fleet.fleet
 
     def jobs(message: Message, asked: list[int], key: rng.Key, num: int = 1) -> list[Job]:
         found = []

@@ -12,12 +12,12 @@ import pytest
 from power_cut import cut_and_resumed
 
 from midhaul import plan, plant, replan, report, train
+from midhaul.changes import Change
 from midhaul.config import Config
 from midhaul.errors import CheckpointError, ConfigError
 from midhaul.goals import COSTS, Limit, goal
 from midhaul.replan import Replan, Setting
 from midhaul.report import forecasts, replans
-from midhaul.report.replans import Replanned
 from midhaul.report.runs import Round
 from midhaul.runtime.ledger import Ledger
 
@@ -110,7 +110,7 @@ def test_what_the_picture_shows_of_a_forecast_is_a_step_where_there_was_a_new_pl
         replace(rounds[1], forecast={**costs, "joules": 5.0}),
         replace(rounds[2], forecast={**costs, "joules": 6.0}),
     ]
-    change = Replanned(2, told, told, True, "joules", (), (), {**costs, "joules": 9.0}, {**costs, "joules": 5.0})
+    change = Change(2, told, told, "", True, "joules", (), (), {**costs, "joules": 9.0}, {**costs, "joules": 5.0})
     assert forecasts.steps(rounds, {2: change}, "joules") == ([2, 2, 3], [9.0, 5.0, 6.0])
     assert forecasts.picture(rounds, (), [change], "x") == ""
     assert "energy" in forecasts.picture(rounds, (Limit("joules", 6.0),), [change], "x")

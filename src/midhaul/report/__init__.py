@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from midhaul.errors import MidhaulError
-from midhaul.report import page
+from midhaul.report import page, replans
 from midhaul.report.groups import Gains, Row, read_studies
 from midhaul.report.runs import Run
 from midhaul.report.spent import ToTarget
@@ -104,7 +104,9 @@ def _planned(label: str, run: Run) -> list[str]:
     lines = []
     for one in run.replans or ():
         kept = "" if one.kept else "; not kept even so"
-        told = f"{label}, seed {run.seed}, round {one.round}: {one.short} short; {'; '.join(one.changes())}{kept}"
+        told = (
+            f"{label}, seed {run.seed}, round {one.round}: {one.short} short; {'; '.join(replans.changes(one))}{kept}"
+        )
         lines += textwrap.wrap(told, WIDTH, subsequent_indent="  ")
     return lines
 

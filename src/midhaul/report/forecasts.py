@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from midhaul.changes import Change
 from midhaul.goals import COSTS, Limit
 from midhaul.report.charts import HEIGHT_IN, to_svg
-from midhaul.report.replans import Replanned
 from midhaul.report.runs import Round
 
 _COLOURS = dict(zip(COSTS, ("#0072B2", "#D55E00", "#009E73", "#882255", "#C98600"), strict=True))
@@ -17,7 +17,7 @@ _NAMES = {"joules": "energy", "seconds": "time", "bytes": "bytes", "uplink_bytes
 _RED, _GREY = "#B3261E", "#555555"
 
 
-def picture(rounds: Sequence[Round], limits: Sequence[Limit], changes: Sequence[Replanned], name: str) -> str:
+def picture(rounds: Sequence[Round], limits: Sequence[Limit], changes: Sequence[Change], name: str) -> str:
     """Gives what was left of each limit after each round, and what was to be left at the end, in percent of it.
 
     Thin upright lines are new plans, numbered as in the table; where the forecast steps, it is theirs. Empty without
@@ -69,7 +69,7 @@ def picture(rounds: Sequence[Round], limits: Sequence[Limit], changes: Sequence[
     return to_svg(draw, name, HEIGHT_IN, "What was left of each limit, and was to be left at the end", 9.0)
 
 
-def steps(rounds: Sequence[Round], planned: Mapping[int, Replanned], cost: str) -> tuple[list[int], list[float]]:
+def steps(rounds: Sequence[Round], planned: Mapping[int, Change], cost: str) -> tuple[list[int], list[float]]:
     """Gives the rounds and the forecasts of a cost as of them: two of a round after which there was a new plan."""
     places, values = [], []
     for round in rounds:

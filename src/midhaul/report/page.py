@@ -8,7 +8,7 @@ import shlex
 import statistics
 from collections.abc import Callable, Sequence
 
-from midhaul.report import bars, cells, charts, forecasts, gateways, maps, markup, pareto, spent
+from midhaul.report import bars, cells, charts, forecasts, gateways, maps, markup, pareto, replans, spent
 from midhaul.report.cells import CellMap
 from midhaul.report.groups import Group, Row, Study, differing
 from midhaul.report.looks import GATE_STYLES, KIND_COLOURS, KIND_HATCHES, Style, styles
@@ -250,8 +250,8 @@ def _again_planned(study: Study, looks: dict[str, Style], name: str) -> str:
         for place, one in enumerate(run.replans or (), start=1):
             texts = (
                 one.because,
-                one.changes(),
-                [*one.forecasts(run.limits), *([] if one.kept else ["not kept even so"])],
+                replans.changes(one),
+                [*replans.forecasts(one, run.limits), *([] if one.kept else ["not kept even so"])],
             )
             cells = [f'<span class="long">{"<br>".join(map(_e, text))}</span>' for text in texts]
             lines.append([str(place), str(one.round), *cells])

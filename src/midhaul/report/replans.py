@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from midhaul.changes import Setting, said
+from midhaul.changes import Change, Setting, said
 from midhaul.errors import CheckpointError
 from midhaul.goals import COSTS, SAID, Limit, shown
 from midhaul.report.spent import MAX_DEVICES
 
 
-@dataclass(frozen=True)
-class Replanned:
-    """A new plan after a round. `before` and `after` are what the run was to come to without it and with it; `last` is
-    the round that it is to end with, if sooner than before, else 0."""
-
-    round: int
-    was: Setting
-    now: Setting
-    kept: bool
-    short: str
-    because: tuple[str, ...]
-    gone: tuple[int, ...]
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-    last: int = 0
-
-    def changes(self) -> list[str]:
-        """Says what is done otherwise from the next round on."""
-        return said(self.was, self.now, self.last) or ["nothing"]
-
-    def forecasts(self, limits: Sequence[Limit]) -> list[str]:
-        """Says of each limited cost what the run was to come to, and is to come to, of how much."""
-        return [
-            f"{shown(cost, self.after[cost])} in place of {shown(cost, self.before[cost])}, of {shown(cost, most)} "
-            f"{SAID[cost]}"
-            for cost, most in limits
-            if cost in self.before and cost in self.after
-        ]
+def changes(one: Change) -> list[str]:
+    """Says what is done otherwise from the next round on."""
+    return said(one.was, one.setting, one.last) or ["nothing"]
 
 
-def read(table: object, where: str) -> Replanned | None:
+def forecasts(one: Change, limits: Sequence[Limit]) -> list[str]:
+    """Says of each limited cost what the run was to come to, and is to come to, of how much."""
+    return [
+        f"{shown(cost, one.after[cost])} in place of {shown(cost, one.before[cost])}, of {shown(cost, most)} "
+        f"{SAID[cost]}"
+        for cost, most in limits
+        if cost in one.before and cost in one.after
+    ]
+
+
+def read(table: object, where: str) -> Change | None:
     """Gives a new plan of a JSON table; None for one from before it was told why. Raises: CheckpointError."""
     try:
         if not isinstance(table, dict):
@@ -56,7 +40,8 @@ def read(table: object, where: str) -> Replanned | None:
             raise ValueError
         each = (_setting(table["was"]), _setting(table["setting"]))
         at, last = int(_number(table["round"])), int(_number(table.get("last", 0)))
-        return Replanned(at, *each, table["kept"], table["short"], because, gone, before, after, last)
+        why = _line(table.get("why", ""))
+        return Change(at, *each, why, table["kept"], table["short"], because, gone, before, after, last)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(
             f"{where}: 'replans' aren't as a run writes them; repeat that run, or leave its folder out"

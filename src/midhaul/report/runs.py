@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from midhaul import config
+from midhaul.changes import Change
 from midhaul.errors import CheckpointError
 from midhaul.goals import COSTS, Limit, read_limits
 from midhaul.message import Kind
 from midhaul.report import cells, gateways, replans, spent
 from midhaul.report.cells import CellMap
 from midhaul.report.gateways import Gateway
-from midhaul.report.replans import Replanned
 from midhaul.report.spent import Spent, Target
 
 KINDS: tuple[str, ...] = (*(kind.value for kind in Kind), "header")
@@ -184,7 +184,7 @@ class Run:
     simulated_seconds: float | None = None  # None in runs from before there was a clock
     workers: tuple[int, int, int] | None = None  # of a cluster: workers, machines, chunks that were done again
     limits: tuple[Limit, ...] = ()  # that the run was to keep
-    replans: tuple[Replanned, ...] | None = None  # None where nobody looked whether it keeps them
+    replans: tuple[Change, ...] | None = None  # None where nobody looked whether it keeps them
     gateways: tuple[Gateway, ...] = ()  # none of a run on one machine
 
 
@@ -387,7 +387,7 @@ def _buffer(item: _Fields) -> Buffer:
     return buffer
 
 
-def _replans(summary: _Fields) -> tuple[Replanned, ...] | None:
+def _replans(summary: _Fields) -> tuple[Change, ...] | None:
     """Gives a run's new plans; None where it never looked, or didn't keep why."""
     if "replans" not in summary.table:
         return None

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from midhaul import rng
-from midhaul.fleet import Part
+from midhaul.fleet import Around, Part
 from midhaul.message import Message, Op, Replies, join
 from midhaul.program import Population, Program
 from midhaul.runtime import lent
@@ -33,8 +33,10 @@ CHUNKS_A_WORKER = 2  # of an exchange: more even out uneven devices, fewer lose 
 _HERE = (Op.LOAD, Op.READ)  # nothing is computed: the process that remembers answers
 
 
-class Cluster:
+class Cluster(Around):
     """A fleet whose devices are worked for by Ray's workers, and remembered for here."""
+
+    fleet: Stacked
 
     def __init__(
         self,
@@ -44,42 +46,34 @@ class Cluster:
         memory_bytes: int = 10**9,
         kernels: str = "auto",
     ) -> None:
-        self.kept = Stacked(program, population, memory_bytes, kernels)
+        self.fleet = Stacked(program, population, memory_bytes, kernels)
         self.workers = workers
-        self._home = Home.of(self.kept)
+        self._home = Home.of(self.fleet)
         self._base: tuple[Tree, Any] | None = None
 
     @property
     def program(self) -> Program:
-        return self.kept.program
+        return self.fleet.program
 
     @property
     def kernels(self) -> Kernels:
-        return self.kept.kernels
+        return self.fleet.kernels
 
     @property
     def population(self) -> Population:
-        return self.kept.population
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        return self.population.devices
-
-    @property
-    def test_devices(self) -> tuple[int, ...]:
-        return self.population.test_devices
+        return self.fleet.population
 
     def exchange(self, message: Message, *, key: rng.Key, devices: Sequence[int] | None = None) -> Replies:
         """Does the op on all devices, each chunk where a worker is free; all answer."""
         asked = list(self.devices if devices is None else devices)
         if message.op in _HERE or not asked:
-            return self.kept.exchange(message, key=key, devices=asked)
+            return self.fleet.exchange(message, key=key, devices=asked)
         self.workers.open()
-        jobs = self.kept.jobs(message, asked, key, self.workers.num * CHUNKS_A_WORKER)
+        jobs = self.fleet.jobs(message, asked, key, self.workers.num * CHUNKS_A_WORKER)
         home, rows, base = self._references()
-        orders = [Order.of(job, self.kept, home, rows, base) for job in jobs]
-        parts = [done.keep(self.kept) for done in self.workers.do(orders, lent.arrays(message.tree))]
-        self.kept.forget(message, asked)
+        orders = [Order.of(job, self.fleet, home, rows, base) for job in jobs]
+        parts = [done.keep(self.fleet) for done in self.workers.do(orders, lent.arrays(message.tree))]
+        self.fleet.forget(message, asked)
         return join(parts)
 
     def exchange_parts(self, parts: Sequence[Part], *, key: rng.Key) -> list[Replies]:
@@ -88,20 +82,20 @@ class Cluster:
 
     def shift(self, population: Population) -> None:
         """Gives the devices other rows, from now on."""
-        self.kept.shift(population)
-        self._home = Home.of(self.kept)
+        self.fleet.shift(population)
+        self._home = Home.of(self.fleet)
 
     def dump(self) -> Tree:
         """Gives all that the devices remember between rounds, for a checkpoint: what `stacked` would give."""
-        return self.kept.dump()
+        return self.fleet.dump()
 
     def restore(self, whole: Tree) -> None:
         """Puts the devices back to where `dump` found them."""
-        self.kept.restore(whole)
+        self.fleet.restore(whole)
 
     def _references(self) -> tuple[list[Any], list[Any], list[Any]]:
         """Gives where workers fetch the model, the rows, and what all devices hold alike."""
-        keep, population, base = self.workers.keep, self.population, self.kept.base
+        keep, population, base = self.workers.keep, self.population, self.fleet.base
         home = keep(self._home, lambda: self._home)
         rows = [keep(value, lambda value=value: lent.array(value)) for value in (population.x, population.y)]  # type: ignore[misc]
         held = self._base[0] if self._base is not None else {}
