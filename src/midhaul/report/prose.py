@@ -151,7 +151,8 @@ def _counted(run: Run) -> list[str]:
 
 def _course(study: Study, runs: Sequence[Run]) -> str:
     seeds = sorted({run.seed for run in runs})
-    told = [f"{_span(run.num_rounds for run in runs)} rounds."]
+    rounds = _span(run.num_rounds for run in runs)
+    told = ["1 round." if rounds == "1" else f"{rounds} rounds."]
     if len(study.groups) > 1:
         told.insert(0, "A scheme is a way of training; the table below says in a line what each does.")
     if len(seeds) > 1:
